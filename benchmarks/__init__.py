@@ -1,0 +1,1 @@
+"""What is measured: lockstep, training speed, inference, many seeds."""

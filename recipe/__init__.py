@@ -1,0 +1,1 @@
+"""What both implementations must agree on; NumPy only, imports neither torch nor jax."""

@@ -1,0 +1,1 @@
+"""The networks and their training loop in PyTorch; the twin of ``jax_impl``."""

@@ -1,0 +1,83 @@
+"""The networks in PyTorch, built from their layer tables. Images are NCHW."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recipe.chance import keep_mask
+from recipe.checkpoint import Tensors
+from recipe.networks import Average, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu
+
+BN_MOMENTUM, BN_EPSILON = 0.1, 1e-5  # PyTorch's defaults
+
+
+class ConvNet(nn.Module):
+    """A network of `recipe.networks`; its modules bear the table's layer names."""
+
+    def __init__(self, network: Network, dropout: float):
+        super().__init__()
+        self.network = network
+        self.dropout = dropout
+        for layer in network.layers:
+            if (module := build_layer(layer)) is not None:
+                self.add_module(layer.name, module)
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Logits.
+
+        Args:
+            x: normalised images (N, 1, 28, 28).
+            keys: int32 (dropout layers, 2), see `recipe.chance.epoch_dropout_keys`; None: no dropout.
+
+        Returns:
+            (N, 10).
+        """
+        dropouts = 0
+        for layer in self.network.layers:
+            operation = layer.operation
+            if isinstance(operation, Conv | Norm):
+                x = getattr(self, layer.name)(x)
+            elif isinstance(operation, Relu):
+                x = functional.relu(x)
+            elif isinstance(operation, MaxPool):
+                x = functional.max_pool2d(x, 2)
+            elif isinstance(operation, Average):
+                x = x.mean((2, 3), keepdim=True)
+            elif isinstance(operation, Dropout):
+                if keys is not None and self.dropout:
+                    x = drop(x, self.dropout, keys[dropouts])
+                dropouts += 1
+        return x.flatten(1)
+
+
+def build_layer(layer: Layer) -> nn.Module | None:
+    """The module that holds a layer's tensors; None for a layer without any."""
+    channels = layer.in_shape[0]
+    match layer.operation:
+        case Conv(filters, kernel, pad, bias):
+            return nn.Conv2d(channels, filters, kernel, padding=pad, bias=bias)
+        case Norm():
+            return nn.BatchNorm2d(channels, eps=BN_EPSILON, momentum=BN_MOMENTUM)
+    return None
+
+
+def drop(x: Tensor, rate: float, key: Tensor) -> Tensor:
+    """Dropout of (N, C, H, W) by the hash of `recipe.chance.keep_mask`."""
+    element = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
+    return torch.where(keep_mask(element, key, rate), x * (1 / (1 - rate)), 0)
+
+
+def load_tensors(model: ConvNet, tensors: Tensors, prefix: str = "") -> None:
+    """Set parameters and statistics from canonical tensors."""
+    state = {name: torch.from_numpy(tensors[prefix + name]) for name in _names(model.network)}
+    model.load_state_dict(state, strict=False)  # all but PyTorch's own batch counters
+
+
+def dump_tensors(model: ConvNet, prefix: str = "") -> Tensors:
+    """Parameters and statistics as canonical tensors."""
+    state = model.state_dict()
+    return {prefix + name: state[name].numpy(force=True).copy() for name in _names(model.network)}
+
+
+def _names(network: Network) -> list[str]:
+    return [*network.parameters, *network.buffers]
