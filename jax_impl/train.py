@@ -59,7 +59,9 @@ class Trainer:
         self.place = place = select_device(device)
         self.dtype = jnp.dtype(precision)
         self.device = place.device_kind if place.platform == "gpu" else "cpu"
-        self.graph, parameters, statistics = nnx.split(ConvNet(network, recipe.dropout), nnx.Param, nnx.BatchStat)
+        self.graph, parameters, statistics = nnx.split(
+            ConvNet(network, recipe.dropout), nnx.Param, nnx.BatchStat
+        )
         self.optimizer = make_optimizer(recipe)
         average = (parameters, statistics) if recipe.ema is not None else None
         self.state = State(parameters, statistics, self.optimizer.init(parameters), average, parameters)
@@ -106,7 +108,11 @@ class Trainer:
     def train(self, plan: Plan, done: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
         """Take the plan's steps; returns loss and number of correct predictions of each."""
         steps = (
-            plan.images, plan.maps, plan.keys, plan.rates.astype(self.dtype), plan.decays.astype(self.dtype)
+            plan.images,
+            plan.maps,
+            plan.keys,
+            plan.rates.astype(self.dtype),
+            plan.decays.astype(self.dtype),
         )
         steps = jax.device_put(steps, self.place)
         self.state, (losses, correct) = self.steps(self.state, self.train_images, self.train_labels, steps)
@@ -153,20 +159,33 @@ def prepare_images(padded: Array, positions: Array, maps: Array, dtype: jnp.dtyp
 
 
 def training_loss(
-    parameters: nnx.State, statistics: nnx.State, graph: nnx.GraphDef, recipe: Recipe, images: Array,
-    wanted: Array, keys: Array,
+    parameters: nnx.State,
+    statistics: nnx.State,
+    graph: nnx.GraphDef,
+    recipe: Recipe,
+    images: Array,
+    wanted: Array,
+    keys: Array,
 ) -> tuple[Array, tuple[nnx.State, Array]]:
     """Mean cross entropy of one batch; beside it the new statistics and the number of correct predictions."""
     model = nnx.merge(graph, parameters, statistics, copy=True)
     logits = model(images, keys, train=True)
-    targets = optax.smooth_labels(jax.nn.one_hot(wanted, logits.shape[1], dtype=logits.dtype), recipe.label_smoothing)
+    targets = optax.smooth_labels(
+        jax.nn.one_hot(wanted, logits.shape[1], dtype=logits.dtype), recipe.label_smoothing
+    )
     loss = optax.softmax_cross_entropy(logits, targets).mean()
     return loss, (nnx.state(model, nnx.BatchStat), (logits.argmax(1) == wanted).sum())
 
 
 def train_steps(
-    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, recipe: Recipe, dtype: jnp.dtype,
-    state: State, padded: Array, labels: Array, steps: tuple[Array, ...],
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe,
+    dtype: jnp.dtype,
+    state: State,
+    padded: Array,
+    labels: Array,
+    steps: tuple[Array, ...],
 ) -> tuple[State, tuple[Array, Array]]:
     """Scan over the plan's steps; returns the new state, and loss and correct predictions of each step."""
 

@@ -111,7 +111,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise
         raise UserError(f"{path} is a safetensors file but no Lockstep checkpoint") from None
     if metadata.get("sha256") != _digest(tensors, about):
-        raise UserError(f"{path} was altered after it was written: its SHA-256 does not match; use another one")
+        raise UserError(
+            f"{path} was altered after it was written: its SHA-256 does not match; use another one"
+        )
     losses = tensors.pop("losses", np.empty(0))
     wanted = tensor_shapes(network, averaged=any(name.startswith("average/") for name in tensors))
     found = {name: tensor.shape for name, tensor in tensors.items()}

@@ -26,4 +26,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}; nothing there was changed") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; nothing there was changed"
+        ) from error

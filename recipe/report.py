@@ -3,7 +3,14 @@
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from recipe.networks import Conv, Network
@@ -14,7 +21,12 @@ console = Console(highlight=False)
 def show_layers(network: Network) -> None:
     """Print every layer with its output shape and parameter count."""
     table = Table(title=network.name)
-    for heading, justify in (("layer", "left"), ("what", "left"), ("output (C, H, W)", "right"), ("parameters", "right")):
+    for heading, justify in (
+        ("layer", "left"),
+        ("what", "left"),
+        ("output (C, H, W)", "right"),
+        ("parameters", "right"),
+    ):
         table.add_column(heading, justify=justify)
     for layer in network.layers:
         operation = layer.operation

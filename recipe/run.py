@@ -68,8 +68,10 @@ def initial_tensors(network: Network, recipe: Recipe, seed: int, precision: str)
     """The state before the first step, in the run's precision."""
     weights = initial_weights(network, seed)
     shapes = tensor_shapes(network, averaged=recipe.ema is not None)
-    start = {name: np.zeros(shape) if name.startswith("momentum/") else weights[name.removeprefix("average/")]
-             for name, shape in shapes.items()}
+    start = {
+        name: np.zeros(shape) if name.startswith("momentum/") else weights[name.removeprefix("average/")]
+        for name, shape in shapes.items()
+    }
     return {name: tensor.astype(precision) for name, tensor in start.items()}
 
 
@@ -133,7 +135,11 @@ def _epochs(
                 _check_finite(losses, plan, state, folder)
                 val_loss, val_accuracy = trainer.evaluate()
             except KeyboardInterrupt:
-                kept = f"{folder.checkpoint} at step {state.step}" if state.step else "nothing, in the first epoch"
+                kept = (
+                    f"{folder.checkpoint} at step {state.step}"
+                    if state.step
+                    else "nothing, in the first epoch"
+                )
                 report.show_notice(f"interrupted; kept: {kept}")
                 if state.metrics:
                     folder.save_curves(state)
@@ -163,8 +169,11 @@ def _epochs(
 def _check_finite(losses: np.ndarray, plan: Plan, state: Checkpoint, folder: RunFolder) -> None:
     bad = np.flatnonzero(~np.isfinite(losses))
     if len(bad):
-        kept = f"the last good checkpoint is {folder.checkpoint} (step {state.step})" if state.step else (
-            "there is no checkpoint yet")
+        kept = (
+            f"the last good checkpoint is {folder.checkpoint} (step {state.step})"
+            if state.step
+            else ("there is no checkpoint yet")
+        )
         raise UserError(
             f"the loss is {losses[bad[0]]} at step {state.step + bad[0]}, learning rate "
             f"{plan.rates[bad[0]]:g}; {kept}; use another recipe, batch or seed"
@@ -179,13 +188,19 @@ def _resumed(path: Path, config: dict[str, Any]) -> Checkpoint:
         if theirs != ours:
             if isinstance(theirs, dict) and isinstance(ours, dict):
                 key, theirs, ours = next(
-                    (f"{key}.{part}", theirs.get(part), ours[part]) for part in ours if theirs.get(part) != ours[part]
+                    (f"{key}.{part}", theirs.get(part), ours[part])
+                    for part in ours
+                    if theirs.get(part) != ours[part]
                 )
-            raise UserError(f"{path} is of a run with {key} {theirs}, this one has {ours}; give the same options")
+            raise UserError(
+                f"{path} is of a run with {key} {theirs}, this one has {ours}; give the same options"
+            )
     return checkpoint
 
 
-def _config(options: TrainOptions, recipe: Recipe, loaded: data.Loaded, framework: Framework) -> dict[str, Any]:
+def _config(
+    options: TrainOptions, recipe: Recipe, loaded: data.Loaded, framework: Framework
+) -> dict[str, Any]:
     """Everything resolved, for ``config.json``."""
     return {
         "framework": framework.name,

@@ -145,7 +145,13 @@ def prepare_images(padded: Tensor, positions: Tensor, maps: Tensor, dtype: torch
 
 
 def training_loss(
-    model: ConvNet, recipe: Recipe, padded: Tensor, labels: Tensor, positions: Tensor, maps: Tensor, keys: Tensor
+    model: ConvNet,
+    recipe: Recipe,
+    padded: Tensor,
+    labels: Tensor,
+    positions: Tensor,
+    maps: Tensor,
+    keys: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Mean cross entropy of one batch of the training set and the number of correct predictions."""
     images = prepare_images(padded, positions, maps, next(model.parameters()).dtype)
@@ -165,7 +171,9 @@ def _floats(model: nn.Module) -> list[Tensor]:
     return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
 
 
-def compile_if_possible(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+def compile_if_possible(
+    function: Callable[..., tuple[Tensor, Tensor]],
+) -> Callable[..., tuple[Tensor, Tensor]]:
     """``torch.compile``, or the function itself, with a notice, where there is no working compiler."""
     compiled = torch.compile(function, dynamic=False)
     chosen = None
