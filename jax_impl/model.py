@@ -1,6 +1,7 @@
 """The networks in Flax NNX, built from their layer tables. Images are NHWC."""
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -133,8 +134,8 @@ def load_tensors(state: nnx.State, tensors: Tensors, names: Iterable[str], prefi
     state = jax.tree.map(lambda leaf: leaf, state)
     for name in names:
         layer, tensor = flax_path(name)
-        value = tensors[prefix + name]
-        state[layer][tensor].set_value(jnp.asarray(value.transpose(2, 3, 1, 0) if value.ndim == 4 else value))
+        value, variable = tensors[prefix + name], cast(Any, state[layer][tensor])
+        variable.set_value(jnp.asarray(value.transpose(2, 3, 1, 0) if value.ndim == 4 else value))
     return state
 
 
@@ -143,6 +144,6 @@ def dump_tensors(state: nnx.State, names: Iterable[str], prefix: str = "") -> Te
     tensors = {}
     for name in names:
         layer, tensor = flax_path(name)
-        value = np.asarray(state[layer][tensor].get_value())
+        value = np.asarray(cast(Any, state[layer][tensor]).get_value())
         tensors[prefix + name] = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
     return tensors

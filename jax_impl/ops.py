@@ -1,6 +1,5 @@
 """Convolution, max pooling and batch norm for images in NHWC."""
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 

@@ -37,7 +37,7 @@ class State(NamedTuple):
     gradients: nnx.State  # of the last step
 
 
-def select_device(name: str) -> jax.Device:
+def select_device(name: str) -> Any:
     """The device that ``--device`` names.
 
     Raises:
@@ -196,8 +196,8 @@ def train_steps(
             state.parameters, state.statistics, graph, recipe, images, labels[positions], keys
         )
         updates, momentum = optimizer.update(gradients, state.momentum, state.parameters)
-        parameters = optax.apply_updates(state.parameters, optax.tree.scale(-rate, updates))
-        average = None
+        parameters: Any = optax.apply_updates(state.parameters, optax.tree.scale(-rate, updates))
+        average: Any = None
         if state.average is not None:
             average = optax.incremental_update((parameters, statistics), state.average, 1 - decay)
         return State(parameters, statistics, momentum, average, gradients), (loss, correct)

@@ -8,14 +8,14 @@ device with `keep_mask`, written in operators that NumPy, PyTorch and JAX share.
 
 from enum import IntEnum
 from math import prod
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
 from recipe.networks import Network
 from recipe.recipes import Recipe
 
-ArrayT = TypeVar("ArrayT")  # an int32 array of NumPy, PyTorch or JAX
+Array = Any  # of NumPy, PyTorch or JAX
 
 
 class _Purpose(IntEnum):
@@ -85,7 +85,7 @@ def epoch_dropout_keys(network: Network, seed: int, epoch: int, steps: int) -> n
     return words.astype("<u8").view("<i4").reshape(steps, layers, 2)
 
 
-def keep_mask(element: ArrayT, key: ArrayT, rate: float) -> ArrayT:
+def keep_mask(element: Array, key: Array, rate: float) -> Array:
     """Which elements dropout keeps: a boolean array, true with probability 1 - rate.
 
     The two words of the key (seed, step and layer, see `epoch_dropout_keys`) enter a 32-bit finalizer, C.
@@ -97,9 +97,9 @@ def keep_mask(element: ArrayT, key: ArrayT, rate: float) -> ArrayT:
         key: two int32.
         rate: probability of dropping, a multiple of 2**-32 in effect.
     """
-    h = element ^ key[0]  # type: ignore[operator, index]
+    h = element ^ key[0]
     h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D  # int32 shifts copy the sign; the mask removes the copies
-    h = h ^ key[1]  # type: ignore[index]
+    h = h ^ key[1]
     h = (h ^ ((h >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
     h = h ^ ((h >> 16) & 0xFFFF)
     return h >= round(rate * 2**32) - 2**31

@@ -2,10 +2,10 @@
 
 A safetensors file. Tensors: every parameter and running statistic by its canonical name (kernels OIHW,
 running variances unbiased, as PyTorch keeps them), the momentum of each parameter as ``momentum/NAME``, the
-averaged parameters and statistics as ``average/NAME`` where the recipe has EMA, and ``losses``, float64, the
-training loss of every step so far. Metadata: ``lockstep``, JSON with the step, the run's config and one object
-per epoch so far; ``sha256``, over everything else. A run's whole state is in this one file, so that one atomic
-write moves a run from one epoch to the next.
+averaged parameters and statistics as ``average/NAME`` where the recipe has EMA, and ``losses``, float64,
+the training loss of every step so far. Metadata: ``lockstep``, JSON with the step, the run's config and one
+object per epoch so far; ``sha256``, over everything else. A run's whole state is in this one file, so that
+one atomic write moves a run from one epoch to the next.
 """
 
 import hashlib

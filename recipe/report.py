@@ -21,13 +21,10 @@ console = Console(highlight=False)
 def show_layers(network: Network) -> None:
     """Print every layer with its output shape and parameter count."""
     table = Table(title=network.name)
-    for heading, justify in (
-        ("layer", "left"),
-        ("what", "left"),
-        ("output (C, H, W)", "right"),
-        ("parameters", "right"),
-    ):
-        table.add_column(heading, justify=justify)
+    table.add_column("layer")
+    table.add_column("what")
+    table.add_column("output (C, H, W)", justify="right")
+    table.add_column("parameters", justify="right")
     for layer in network.layers:
         operation = layer.operation
         what = type(operation).__name__

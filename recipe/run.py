@@ -105,8 +105,8 @@ def train(options: TrainOptions, framework: Framework) -> None:
         if loaded.note:
             report.show_notice(loaded.note)
         report.show_line(
-            f"{framework.name} on {trainer.device}, {recipe.name}, {recipe.epochs} epochs of {per_epoch} steps of "
-            f"{recipe.batch}, {options.precision}, seed {options.seed}, {loaded.dataset.name} -> {out}"
+            f"{framework.name} on {trainer.device}, {recipe.name}, {recipe.epochs} epochs of {per_epoch} "
+            f"steps of {recipe.batch}, {options.precision}, seed {options.seed}, {loaded.dataset.name} -> {out}"
         )
         if start is None:
             tensors = initial_tensors(network, recipe, options.seed, options.precision)
@@ -172,7 +172,7 @@ def _check_finite(losses: np.ndarray, plan: Plan, state: Checkpoint, folder: Run
         kept = (
             f"the last good checkpoint is {folder.checkpoint} (step {state.step})"
             if state.step
-            else ("there is no checkpoint yet")
+            else "there is no checkpoint yet"
         )
         raise UserError(
             f"the loss is {losses[bad[0]]} at step {state.step + bad[0]}, learning rate "

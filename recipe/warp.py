@@ -3,11 +3,11 @@
 Written in operators and indexing that the three libraries share; no other arithmetic is involved.
 """
 
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
-ArrayT = TypeVar("ArrayT")  # an int32 array of NumPy, PyTorch or JAX
+Array = Any  # of NumPy, PyTorch or JAX
 
 SIDE = 28
 _LEFT, _RIGHT = 1, 2  # zero pixels around an image, so that every bilinear neighbour exists
@@ -21,12 +21,12 @@ def pad(images: np.ndarray) -> np.ndarray:
     return np.pad(images, ((0, 0), (_LEFT, _RIGHT), (_LEFT, _RIGHT)))
 
 
-def crop(padded: ArrayT) -> ArrayT:
+def crop(padded: Array) -> Array:
     """Undo `pad`: (..., 31, 31) -> (..., 28, 28)."""
-    return padded[..., _LEFT : _LEFT + SIDE, _LEFT : _LEFT + SIDE]  # type: ignore[index]
+    return padded[..., _LEFT : _LEFT + SIDE, _LEFT : _LEFT + SIDE]
 
 
-def warp(padded: ArrayT, maps: ArrayT, image: ArrayT, row: ArrayT, column: ArrayT) -> ArrayT:
+def warp(padded: Array, maps: Array, image: Array, row: Array, column: Array) -> Array:
     """Bilinear affine warp; what lies outside an image is black.
 
     Args:
@@ -39,7 +39,7 @@ def warp(padded: ArrayT, maps: ArrayT, image: ArrayT, row: ArrayT, column: Array
     Returns:
         int32 (N, 28, 28), pixel values in units of 1 / 2**16: 0 to `UNIT`.
     """
-    maps = maps[:, :, None, None]  # type: ignore[index]
+    maps = maps[:, :, None, None]
     x = (maps[:, 0] * column + maps[:, 1] * row + maps[:, 2]).clip(-1 << 16, SIDE << 16)
     y = (maps[:, 3] * column + maps[:, 4] * row + maps[:, 5]).clip(-1 << 16, SIDE << 16)
     left, top = (x >> 16) + _LEFT, (y >> 16) + _LEFT

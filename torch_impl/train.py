@@ -44,10 +44,12 @@ class Trainer:
         self.place = place = select_device(device)
         self.dtype = getattr(torch, precision)
         self.device = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # not TF32, which has ten bits
+        # not TF32, which has ten bits
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
         torch.backends.cuda.matmul.fp32_precision = "ieee"
         torch.backends.cudnn.deterministic = True
-        self.model = ConvNet(network, recipe.dropout).to(place, self.dtype, memory_format=torch.channels_last)
+        self.model = ConvNet(network, recipe.dropout).to(place, self.dtype)
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.average = copy.deepcopy(self.model).requires_grad_(False) if recipe.ema is not None else None
         self.optimizer = make_optimizer(self.model, recipe)
         self.train_images = torch.from_numpy(pad(split.train_images)).to(place)
@@ -164,7 +166,7 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """average <- decay average + (1 - decay) model, for parameters and running statistics."""
     with torch.no_grad():
         ours, theirs = _floats(average), _floats(model)
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        torch._foreach_lerp_(ours, theirs, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _floats(model: nn.Module) -> list[Tensor]:
@@ -175,6 +177,8 @@ def compile_if_possible(
     function: Callable[..., tuple[Tensor, Tensor]],
 ) -> Callable[..., tuple[Tensor, Tensor]]:
     """``torch.compile``, or the function itself, with a notice, where there is no working compiler."""
+    from torch._dynamo.exc import TorchDynamoException  # here, because it takes a second to import
+
     compiled = torch.compile(function, dynamic=False)
     chosen = None
 
@@ -183,7 +187,7 @@ def compile_if_possible(
         if chosen is None:
             try:
                 result = compiled(*arguments)
-            except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+            except (TorchDynamoException, RuntimeError) as error:
                 reason = str(error).strip().splitlines()[0]
                 report.show_notice(f"torch.compile does not work here, training goes on without it: {reason}")
                 chosen = function
