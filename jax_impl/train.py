@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax_impl.data import read_mnist
 from jax_impl.model import ConvNet, dump_tensors, load_tensors
 from recipe.checkpoint import Tensors
-from recipe.data import Split
+from recipe.data import Split, cache_folder
 from recipe.errors import UserError
 from recipe.networks import Network
 from recipe.options import TrainOptions, run_command
@@ -49,12 +49,20 @@ def select_device(name: str) -> Any:
     return gpus[0] if name != "cpu" and gpus else jax.devices("cpu")[0]
 
 
+def configure(precision: str) -> None:
+    """Set JAX up, for the whole process; before any array is made."""
+    jax.config.update("jax_enable_x64", precision == "float64")
+    jax.config.update("jax_default_matmul_precision", "highest")  # not TF32, which has ten bits
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 class Trainer:
     """Model, optimizer and data on one device; see `recipe.run.Trainer`."""
 
     def __init__(self, network: Network, recipe: Recipe, split: Split, device: str, precision: str):
-        jax.config.update("jax_enable_x64", precision == "float64")
-        jax.config.update("jax_default_matmul_precision", "highest")  # not TF32, which has ten bits
+        configure(precision)
         self.network, self.recipe = network, recipe
         self.place = place = select_device(device)
         self.dtype = jnp.dtype(precision)
@@ -121,15 +129,20 @@ class Trainer:
         done(len(plan))
         return np.asarray(losses, np.float64), np.asarray(correct)
 
-    def predict(self, padded: Array) -> Array:
-        """Logits (N, 10) in evaluation mode, by the averaged weights if there are any."""
+    def predict(self) -> np.ndarray:
+        """Logits (N, 10) of the validation images, by the averaged weights if there are any."""
+        return np.asarray(self.val_logits())
+
+    def val_logits(self) -> Array:
+        """`predict`'s logits on the device."""
         model = self.state.average or (self.state.parameters, self.state.statistics)
-        starts = range(0, len(padded), EVALUATION_BATCH)
-        return jnp.concatenate([self.logits(*model, padded[at : at + EVALUATION_BATCH]) for at in starts])
+        starts = range(0, len(self.val_images), EVALUATION_BATCH)
+        batches = [self.val_images[start : start + EVALUATION_BATCH] for start in starts]
+        return jnp.concatenate([self.logits(*model, batch) for batch in batches])
 
     def evaluate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation images."""
-        logits = self.predict(self.val_images)
+        logits = self.val_logits()
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, self.val_labels).mean()
         accuracy = np.asarray(logits.argmax(1) == self.val_labels).mean()
         return float(loss), float(accuracy)

@@ -88,18 +88,24 @@ def epoch_dropout_keys(network: Network, seed: int, epoch: int, steps: int) -> n
 def keep_mask(element: Array, key: Array, rate: float) -> Array:
     """Which elements dropout keeps: a boolean array, true with probability 1 - rate.
 
-    The two words of the key (seed, step and layer, see `epoch_dropout_keys`) enter a 32-bit finalizer, C.
-    Wellons' lowbias32 (https://nullprogram.com/blog/2018/07/31/), before each of its two multiplications:
-    with one word only, two masks could be shifted copies of each other. The arithmetic wraps at 32 bits.
+    A 32-bit finalizer, C. Wellons' triple32 (https://nullprogram.com/blog/2018/07/31/), that takes in one
+    word of the key (seed, step and layer, see `epoch_dropout_keys`) before its first round and one before its
+    second: with one word only, two masks could be shifted copies of each other. The arithmetic wraps.
 
     Args:
         element: number of each element within its (N, C, H, W) array, int32.
         key: two int32.
-        rate: probability of dropping, a multiple of 2**-32 in effect.
+        rate: probability of dropping, rounded to a multiple of 2**-32.
     """
     h = element ^ key[0]
-    h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D  # int32 shifts copy the sign; the mask removes the copies
+    h = (h ^ _shift(h, 17)) * (0xED5AD4BB - 2**32)  # int32, since PyTorch has little arithmetic for uint32
     h = h ^ key[1]
-    h = (h ^ ((h >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
-    h = h ^ ((h >> 16) & 0xFFFF)
+    h = (h ^ _shift(h, 11)) * (0xAC4C1B51 - 2**32)
+    h = (h ^ _shift(h, 15)) * 0x31848BAB
+    h = h ^ _shift(h, 14)
     return h >= round(rate * 2**32) - 2**31
+
+
+def _shift(h: Array, bits: int) -> Array:
+    """Logical shift right of an int32, whose own shift would copy the sign."""
+    return (h >> bits) & (2 ** (32 - bits) - 1)

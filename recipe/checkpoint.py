@@ -117,6 +117,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     losses = tensors.pop("losses", np.empty(0))
     wanted = tensor_shapes(network, averaged=any(name.startswith("average/") for name in tensors))
     found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != wanted or not isinstance(step, int) or losses.shape != (step,):
+    dtypes = {str(tensor.dtype) for tensor in tensors.values()}
+    if found != wanted or dtypes not in ({"float32"}, {"float64"}) or not isinstance(step, int) or losses.shape != (step,):
         raise UserError(f"{path} does not hold what a checkpoint of {network.name} holds; use another one")
     return Checkpoint(step, tensors, losses, metrics, config)

@@ -75,10 +75,10 @@ class TrainOptions:
         check_choice("--split", self.split, "test", "holdout")
         check_choice("--device", self.device, "auto", "cpu", "cuda")
         check_choice("--precision", self.precision, "float32", "float64")
-        _check_range("--epochs", self.epochs, 1, MAX_EPOCHS)
-        _check_range("--batch", self.batch, 1, MAX_BATCH)
-        _check_range("--seed", self.seed, 0, 2**63 - 1)
-        _check_range("--max-steps", self.max_steps, 1, 10**9)
+        check_range("--epochs", self.epochs, 1, MAX_EPOCHS)
+        check_range("--batch", self.batch, 1, MAX_BATCH)
+        check_range("--seed", self.seed, 0, 2**63 - 1)
+        check_range("--max-steps", self.max_steps, 1, 10**9)
 
     def resolved_recipe(self) -> Recipe:
         """The recipe with the command line's changes."""
@@ -86,7 +86,12 @@ class TrainOptions:
         return replace(recipe, epochs=self.epochs or recipe.epochs, batch=self.batch or recipe.batch)
 
 
-def _check_range(option: str, value: int | None, low: int, high: int) -> None:
+def check_range(option: str, value: int | None, low: int, high: int) -> None:
+    """Refuse a number that is out of range.
+
+    Raises:
+        UserError: naming the option and its range.
+    """
     if value is not None and not low <= value <= high:
         raise UserError(f"{option} {value} is out of range; give {low} to {high}")
 

@@ -1,6 +1,6 @@
 """What each training step is given, as arrays whose first axis is the step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -22,6 +22,10 @@ class Plan:
     def __len__(self) -> int:
         """The number of steps."""
         return len(self.images)
+
+    def __getitem__(self, steps: slice) -> "Plan":
+        """Some of the steps."""
+        return Plan(*(getattr(self, field.name)[steps] for field in fields(self)))
 
 
 def steps_per_epoch(recipe: Recipe, images: int) -> int:

@@ -49,8 +49,16 @@ class Trainer(Protocol):
         """
         ...
 
+    def gradients(self) -> Tensors:
+        """The gradients of the last step, by canonical name."""
+        ...
+
+    def predict(self) -> np.ndarray:
+        """Logits (N, 10) of the validation images, by the averaged weights if there are any."""
+        ...
+
     def evaluate(self) -> tuple[float, float]:
-        """Loss and accuracy (0 to 1) on the validation images, by the averaged weights if there are any."""
+        """Loss and accuracy (0 to 1) on the validation images, from `predict`'s logits."""
         ...
 
 
@@ -105,8 +113,8 @@ def train(options: TrainOptions, framework: Framework) -> None:
         if loaded.note:
             report.show_notice(loaded.note)
         report.show_line(
-            f"{framework.name} on {trainer.device}, {recipe.name}, {recipe.epochs} epochs of {per_epoch} "
-            f"steps of {recipe.batch}, {options.precision}, seed {options.seed}, {loaded.dataset.name} -> {out}"
+            f"{framework.name} on {trainer.device}, {loaded.dataset.name}, {recipe.name}, "
+            f"{options.precision}, seed {options.seed}, {recipe.epochs} epochs of {per_epoch} steps of {recipe.batch} -> {out}"
         )
         if start is None:
             tensors = initial_tensors(network, recipe, options.seed, options.precision)

@@ -1,6 +1,7 @@
 """Train a network in PyTorch: ``python -m torch_impl.train --help``."""
 
 import copy
+import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -36,6 +37,14 @@ def select_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def configure() -> None:
+    """Set PyTorch up, for the whole process."""
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
+    torch.backends.cuda.matmul.fp32_precision = "ieee"  # not TF32, which has ten bits
+    torch.backends.cudnn.deterministic = True
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA's compiler but no CUDA
+
+
 class Trainer:
     """Model, optimizer and data on one device; see `recipe.run.Trainer`."""
 
@@ -44,10 +53,7 @@ class Trainer:
         self.place = place = select_device(device)
         self.dtype = getattr(torch, precision)
         self.device = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
-        # not TF32, which has ten bits
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-        torch.backends.cudnn.deterministic = True
+        configure()
         self.model = ConvNet(network, recipe.dropout).to(place, self.dtype)
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.average = copy.deepcopy(self.model).requires_grad_(False) if recipe.ema is not None else None
@@ -109,17 +115,21 @@ class Trainer:
             done(1)
         return losses.numpy(force=True).astype(np.float64), correct.numpy(force=True)
 
-    def predict(self, padded: Tensor) -> Tensor:
-        """Logits (N, 10) in evaluation mode, by the averaged weights if there are any."""
+    def predict(self) -> np.ndarray:
+        """Logits (N, 10) of the validation images, by the averaged weights if there are any."""
+        return self.val_logits().numpy(force=True)
+
+    def val_logits(self) -> Tensor:
+        """`predict`'s logits on the device."""
         model = self.model if self.average is None else self.average
         model.eval()
         with torch.inference_mode():
-            batches = padded.split(EVALUATION_BATCH)
+            batches = self.val_images.split(EVALUATION_BATCH)
             return torch.cat([model(normalise(crop(batch), 255, self.dtype)) for batch in batches])
 
     def evaluate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation images."""
-        logits = self.predict(self.val_images)
+        logits = self.val_logits()
         loss = functional.cross_entropy(logits, self.val_labels)
         accuracy = (logits.argmax(1) == self.val_labels).double().mean()
         return loss.item(), accuracy.item()

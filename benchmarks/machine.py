@@ -1,0 +1,51 @@
+"""What a result must say about where it was measured."""
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from recipe.run import git_commit
+
+PACKAGES = ("torch", "torchvision", "jax", "jaxlib", "flax", "optax", "numpy", "onnx", "onnxruntime")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Command, commit, processor, GPU, cores and versions, for a result file."""
+    import torch
+
+    return {
+        "command": " ".join(["python", "-m", *_module_and_arguments()]),
+        "commit": git_commit(),
+        "processor": processor_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def processor_name() -> str:
+    """The processor's name, as Linux gives it, or the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _module_and_arguments() -> list[str]:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).name
+    return [module, *sys.argv[1:]]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

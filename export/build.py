@@ -1,0 +1,70 @@
+"""Folded steps as an ONNX graph."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from export.fold import Affine, Convolution, Plain, Step
+from recipe.networks import CLASSES, IMAGE_SHAPE, Average, MaxPool, Network, Relu
+
+# Old enough for ONNX Runtime since 1.12, new enough for int8 per channel.
+OPSET, IR_VERSION = 17, 8
+INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
+
+
+def build_model(network: Network, steps: Sequence[Step]) -> onnx.ModelProto:
+    """A model from ``image``, float32 (batch, 1, 28, 28), to ``logits`` and ``probabilities`` (batch, 10).
+
+    Nodes bear the layer table's names, so that a viewer shows which layer is where.
+    """
+    nodes: list[onnx.NodeProto] = []
+    weights: list[onnx.TensorProto] = []
+
+    def constant(name: str, value: np.ndarray) -> str:
+        weights.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype=np.float32), name))
+        return name
+
+    def node(operator: str, name: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        nodes.append(helper.make_node(operator, inputs, [output or f"{name}.out"], name, **attributes))
+        return output or f"{name}.out"
+
+    value = INPUT
+    for step in steps:
+        match step:
+            case Convolution(name, weight, bias, pad):
+                inputs = [constant(f"{name}.weight", weight)]
+                if np.any(bias):
+                    inputs.append(constant(f"{name}.bias", bias))
+                side = weight.shape[-1]
+                value = node("Conv", name, value, *inputs, kernel_shape=[side, side], pads=[pad] * 4)
+            case Affine(name, scale, shift):
+                if np.any(scale != 1):
+                    value = node("Mul", f"{name}.mul", value, constant(f"{name}.scale", scale[:, None, None]))
+                if np.any(shift):
+                    value = node("Add", f"{name}.add", value, constant(f"{name}.shift", shift[:, None, None]))
+            case Plain(name, Relu()):
+                value = node("Relu", name, value)
+            case Plain(name, MaxPool()):
+                value = node("MaxPool", name, value, kernel_shape=[2, 2], strides=[2, 2])
+            case Plain(name, Average()):
+                value = node("GlobalAveragePool", name, value)
+    value = node("Flatten", "flatten", value, output=LOGITS, axis=1)
+    node("Softmax", "softmax", value, output=PROBABILITIES, axis=1)
+
+    image = helper.make_tensor_value_info(
+        INPUT,
+        TensorProto.FLOAT,
+        ["batch", *IMAGE_SHAPE],
+        shape_denotation=["DATA_BATCH", "DATA_CHANNEL", "DATA_FEATURE", "DATA_FEATURE"],
+    )
+    image.type.denotation = "IMAGE"  # onnx/docs/TypeDenotation.md; export.metadata says which kind of image
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", CLASSES])
+        for name in (LOGITS, PROBABILITIES)
+    ]
+    graph = helper.make_graph(nodes, network.name, [image], outputs, weights)
+    opset = helper.make_opsetid("", OPSET)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)

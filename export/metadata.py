@@ -1,0 +1,74 @@
+"""What a file says about itself: ONNX's standard keys, and where the model comes from."""
+
+import hashlib
+import json
+from importlib.metadata import version
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from recipe.checkpoint import Checkpoint, Tensors
+from recipe.networks import CLASSES
+from recipe.warp import MEAN, STD
+
+LICENSE = "MIT"
+
+
+def weights_sha256(tensors: Tensors) -> str:
+    """SHA-256 over name, shape and float32 bytes of a model's canonical tensors, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name], dtype="<f4")
+        digest.update(f"{name} {tensor.shape};".encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()
+
+
+def describe(checkpoint: Checkpoint, precision: str, via: str) -> dict[str, str]:
+    """The metadata that follows from a checkpoint; see docs/model-card.md for what each key means.
+
+    Holds no date and no path, so that the same checkpoint gives the same file.
+    """
+    config, recipe = checkpoint.config, checkpoint.config["recipe"]
+    versions = config["versions"]
+    return {
+        "model_author": "Lockstep",  # this and the next: onnx/docs/IR.md, optional metadata
+        "model_license": LICENSE,
+        "Image.BitmapPixelFormat": "Gray8",  # these two: onnx/docs/MetadataProps.md
+        "Image.NominalPixelRange": "Normalized_0_1",
+        "labels": json.dumps([str(digit) for digit in range(CLASSES)]),
+        "mean": str(MEAN),
+        "std": str(STD),
+        "network": checkpoint.network.name,
+        "parameters": str(checkpoint.network.parameter_count),
+        "recipe": json.dumps(recipe),
+        "seed": str(config["seed"]),
+        "step": str(checkpoint.step),
+        "averaged_weights": json.dumps(recipe["ema"] is not None),
+        "dataset": config["data"]["name"],
+        "dataset_sha256": config["data"]["fingerprint"],
+        "framework": config["framework"],
+        "framework_versions": json.dumps(versions),
+        "training_commit": str(config["commit"]),
+        "weights_sha256": weights_sha256(checkpoint.model),
+        "precision": precision,
+        "exported_via": via,
+    }
+
+
+def set_metadata(model: onnx.ModelProto, properties: dict[str, str]) -> None:
+    """Give a model its producer and properties, in place of any it has."""
+    model.producer_name, model.producer_version = "lockstep-mnist", version("lockstep-mnist")
+    model.model_version = 1
+    model.doc_string = (
+        f"Handwritten digits: {model.graph.name}. Input image: float32 (batch, 1, 28, 28), white digit on "
+        "black, 0 to 1. Outputs: logits and probabilities, float32 (batch, 10), of the digits 0 to 9."
+    )
+    del model.metadata_props[:]
+    helper.set_model_props(model, properties)
+
+
+def get_metadata(model: onnx.ModelProto) -> dict[str, str]:
+    """A model's properties."""
+    return {entry.key: entry.value for entry in model.metadata_props}

@@ -1,0 +1,59 @@
+"""From a checkpoint to a file's content and the proof that it is right."""
+
+from dataclasses import dataclass
+
+import onnx
+
+from export.build import build_model
+from export.fold import fold, steps_of
+from export.images import Images
+from export.metadata import describe, set_metadata
+from export.quantize import quantize
+from export.source import source_logits
+from export.verify import BATCHES, Verification, run_model, verify
+from recipe.checkpoint import Checkpoint
+from recipe.errors import UserError
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file's content, and the proof."""
+
+    content: bytes
+    verification: Verification
+
+
+def export(
+    checkpoint: Checkpoint, images: Images, int8: bool = False, merge: bool = True, via: str = "table"
+) -> Export:
+    """Build, describe and verify a file.
+
+    Raises:
+        UserError: it is not the same function as the checkpoint's model, or cannot be built.
+    """
+    model = _build(checkpoint, merge, via)
+    if int8:
+        if images.train is None:
+            raise UserError(f"int8 is calibrated on training images and there are none: {images.note}")
+        model = quantize(model, images.train)
+    properties = describe(checkpoint, "int8" if int8 else "float32", via)
+    if images.labels is not None:
+        accuracy = images.accuracy(run_model(model.SerializeToString(), images.test, BATCHES[-1])[0])
+        properties |= {
+            "accuracy": f"{accuracy:.4f}",
+            "accuracy_images": f"{len(images.test)} {images.name} test",
+        }
+    set_metadata(model, properties)
+    content = model.SerializeToString(deterministic=True)
+    source64 = source_logits(checkpoint, images.test, "float64")
+    source32 = source_logits(checkpoint, images.test, "float32")
+    return Export(content, verify(content, images, source64, source32, int8))
+
+
+def _build(checkpoint: Checkpoint, merge: bool, via: str) -> onnx.ModelProto:
+    if via == "jax2onnx":
+        from export.flax_export import build_model_with_jax2onnx
+
+        return build_model_with_jax2onnx(checkpoint)
+    network = checkpoint.network
+    return build_model(network, fold(steps_of(network, checkpoint.model), merge))

@@ -1,0 +1,56 @@
+"""Static int8 quantisation of an exported model."""
+
+import logging
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from export.build import INPUT
+from export.images import to_unit
+
+CALIBRATION_IMAGES = 1_000
+_BATCH = 100
+
+
+def quantize(model: onnx.ModelProto, train_images: np.ndarray) -> onnx.ModelProto:
+    """An int8 model in QDQ form: weights per channel and symmetric, activations per tensor.
+
+    Args:
+        model: float32, from `export.build.build_model`.
+        train_images: uint8 (M, 28, 28); the activations' ranges are those of evenly spaced ones among them.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    positions = np.linspace(0, len(train_images) - 1, CALIBRATION_IMAGES).astype(int)
+    images = to_unit(train_images[positions])
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.batches = iter(np.split(images, range(_BATCH, len(images), _BATCH)))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: batch}
+
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it recommends a shape inference that `model` has no need of
+    try:
+        with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
+            path = Path(folder) / "int8.onnx"
+            quantize_static(
+                model,
+                path,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                # What is neither, softmax above all, is not worth its rounding: it takes no time.
+                op_types_to_quantize=["Conv", "Relu", "MaxPool"],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+            return onnx.load(path)
+    finally:
+        logger.setLevel(level)

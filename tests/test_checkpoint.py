@@ -1,0 +1,104 @@
+"""The canonical checkpoint: what goes in comes out, and what is not one is refused in one line."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from recipe import checkpoint as checkpoints
+from recipe.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from recipe.errors import UserError
+from recipe.networks import get_network
+from recipe.recipes import get_recipe
+from recipe.run import initial_tensors
+
+
+@pytest.fixture(params=["tuned", "reference"])
+def checkpoint(request):
+    tensors = initial_tensors(get_network("net9954"), get_recipe("net9954", request.param), 0, "float32")
+    config = {"network": "net9954", "recipe": {"name": request.param}, "seed": 0}
+    return Checkpoint(3, tensors, np.array([2.0, 1.5, 1.0]), [{"epoch": 1, "val_accuracy": 0.5}], config)
+
+
+def test_round_trip(checkpoint, tmp_path):
+    path = tmp_path / "deep" / "c.safetensors"
+    save_checkpoint(path, checkpoint)
+    again = load_checkpoint(path)
+    assert (again.step, again.metrics, again.config) == (3, checkpoint.metrics, checkpoint.config)
+    np.testing.assert_array_equal(again.losses, checkpoint.losses)
+    assert again.tensors.keys() == checkpoint.tensors.keys()
+    for name, tensor in checkpoint.tensors.items():
+        assert again.tensors[name].dtype == np.float32
+        np.testing.assert_array_equal(again.tensors[name], tensor)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name], "no temporary file stays"
+
+
+def test_the_model_is_the_average_where_there_is_one(checkpoint):
+    for tensor in checkpoint.tensors.values():
+        tensor[...] = 1
+    for name in checkpoint.tensors:
+        if name.startswith("average/"):
+            checkpoint.tensors[name][...] = 2
+    expected = 2 if checkpoint.config["recipe"]["name"] == "tuned" else 1
+    assert checkpoint.model.keys() == {*checkpoint.network.parameters, *checkpoint.network.buffers}
+    assert all((tensor == expected).all() for tensor in checkpoint.model.values())
+
+
+def test_any_truncation_is_refused(checkpoint, tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, checkpoint)
+    content = path.read_bytes()
+    for length in [0, 1, 7, 8, 9, 100, len(content) // 2, len(content) - 1]:
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"c\.safetensors"):
+            load_checkpoint(path)
+
+
+def test_any_altered_byte_is_refused(checkpoint, tmp_path, rng):
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, checkpoint)
+    content = path.read_bytes()
+    for position in [*range(8), *rng.integers(8, len(content), 200)]:
+        altered = bytearray(content)
+        altered[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(altered)
+        with pytest.raises(UserError):
+            load_checkpoint(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        load_checkpoint(tmp_path / "none")
+    with pytest.raises(UserError, match="cannot read"):
+        load_checkpoint(tmp_path)
+    stranger = tmp_path / "stranger.safetensors"
+    save_file({"weight": np.zeros(3)}, stranger)
+    with pytest.raises(UserError, match="no Lockstep checkpoint"):
+        load_checkpoint(stranger)
+    for about in ["[]", "{", '{"step": 1}', json.dumps({"step": 0, "metrics": [], "config": {"network": 3}})]:
+        save_file({"weight": np.zeros(3)}, stranger, {"lockstep": about, "sha256": ""})
+        with pytest.raises(UserError):
+            load_checkpoint(stranger)
+
+
+def test_a_missing_tensor_is_refused_even_if_the_digest_fits(checkpoint, tmp_path):
+    path = tmp_path / "c.safetensors"
+    del checkpoint.tensors["momentum/conv1.weight"]
+    save_checkpoint(path, checkpoint)
+    with pytest.raises(UserError, match="does not hold what a checkpoint of net9954 holds"):
+        load_checkpoint(path)
+
+
+def test_a_huge_file_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "MAX_BYTES", 10)
+    path = tmp_path / "huge"
+    path.write_bytes(bytes(11))
+    with pytest.raises(UserError, match="larger than"):
+        load_checkpoint(path)
+
+
+def test_weights_are_readable_without_us(checkpoint, tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, checkpoint)
+    assert load_file(path)["conv2.weight"].shape == (16, 8, 3, 3)  # OIHW

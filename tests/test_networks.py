@@ -1,0 +1,105 @@
+"""The built models against the seeds' own tables, typed in here from the published runs."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import jax_impl.model
+import torch_impl.model
+from recipe.errors import UserError
+from recipe.networks import NETWORKS, Average, Conv, MaxPool, build_network, get_network
+
+# Parameters of each convolution and of each batch norm, and the shape each convolution gives.
+PUBLISHED = {
+    "net10040": {
+        "conv": [72, 1152, 2304, 128, 1152, 2304, 128, 1152, 1440],
+        "norm": [16, 32, 32, 16, 32, 32, 16, 32],
+        "shapes": [
+            (8, 28, 28), (16, 28, 28), (16, 28, 28), (8, 14, 14), (16, 14, 14), (16, 14, 14), (8, 7, 7),
+            (16, 5, 5), (10, 3, 3),
+        ],
+        "total": 10_040,
+    },
+    "net9954": {
+        "conv": [80, 1168, 136, 1168, 2320, 4640, 330],
+        "norm": [16, 32, 32, 32],
+        "shapes": [
+            (8, 26, 26), (16, 24, 24), (8, 24, 24), (16, 10, 10), (16, 8, 8), (32, 2, 2), (10, 2, 2),
+        ],
+        "total": 9_954,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_torch_model_has_the_published_layers(name):
+    model = torch_impl.model.ConvNet(get_network(name), 0.1)
+    modules = list(model.children())
+    counts = {
+        kind: [sum(p.numel() for p in m.parameters()) for m in modules if isinstance(m, cls)]
+        for kind, cls in (("conv", torch.nn.Conv2d), ("norm", torch.nn.BatchNorm2d))
+    }
+    assert counts == {kind: PUBLISHED[name][kind] for kind in ("conv", "norm")}
+    assert len(modules) == len(counts["conv"]) + len(counts["norm"])
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == PUBLISHED[name]["total"]
+    assert not any(isinstance(m, torch.nn.Linear) for m in model.modules())
+
+    shapes = []
+    for module in modules:
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(
+                lambda _module, _inputs, output: shapes.append(tuple(output.shape[1:]))
+            )
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert shapes == PUBLISHED[name]["shapes"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_flax_model_has_the_published_layers(name):
+    model = jax_impl.model.ConvNet(get_network(name), 0.1)
+    modules = [module for _, module in nnx.iter_children(model)]
+    counts = {
+        kind: [
+            sum(leaf.size for leaf in jax.tree.leaves(nnx.state(m, nnx.Param)))
+            for m in modules
+            if isinstance(m, cls)
+        ]
+        for kind, cls in (("conv", jax_impl.model.Convolution), ("norm", jax_impl.model.BatchNorm))
+    }
+    assert {kind: sorted(count) for kind, count in counts.items()} == {
+        kind: sorted(PUBLISHED[name][kind]) for kind in ("conv", "norm")
+    }
+    parameters = jax.tree.leaves(nnx.state(model, nnx.Param))
+    assert sum(leaf.size for leaf in parameters) == PUBLISHED[name]["total"]
+    assert all(leaf.ndim != 2 for leaf in parameters), "a kernel of two dimensions would be a dense layer"
+    assert not any(isinstance(module, nnx.Linear) for module in modules)
+    assert model(np.zeros((2, 28, 28, 1), np.float32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_table_says_the_same(name):
+    layers = get_network(name).layers
+    assert [layer.out_shape for layer in layers if isinstance(layer.operation, Conv)] == PUBLISHED[name][
+        "shapes"
+    ]
+    assert get_network(name).parameter_count == PUBLISHED[name]["total"]
+
+
+def test_every_network_keeps_to_the_task():
+    for network in NETWORKS.values():
+        assert network.parameter_count < 20_000
+        assert all(len(shape) in (1, 4) for shape in network.parameters.values())
+
+
+def test_unknown_network_is_named():
+    with pytest.raises(UserError, match=r"'net1'.*net10040, net9954"):
+        get_network("net1")
+
+
+def test_impossible_networks_are_refused():
+    with pytest.raises(ValueError, match="leaves nothing"):
+        build_network("small", [MaxPool(), MaxPool(), MaxPool(), MaxPool(), Conv(10), Average()])
+    with pytest.raises(ValueError, match="ends in"):
+        build_network("open", [Conv(10)])

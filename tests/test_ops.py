@@ -1,0 +1,87 @@
+"""JAX's operations against PyTorch's, values and gradients, where their definitions could differ.
+
+float64, so that 1e-12 leaves room for the order of sums and for nothing else.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from jax_impl import ops
+
+BOUND = 1e-12
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+def to_torch(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).requires_grad_()
+
+
+def from_torch(x: torch.Tensor) -> np.ndarray:
+    return x.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def assert_near(found, expected) -> None:
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=BOUND * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(("size", "pad"), [(3, 0), (3, 1), (1, 0)])
+@pytest.mark.parametrize(("channels", "filters"), [(1, 8), (8, 16), (16, 10)])
+def test_convolution(size, pad, channels, filters, rng):
+    x, kernel = rng.normal(size=(6, 9, 9, channels)), rng.normal(size=(size, size, channels, filters))
+    ours, pull = jax.vjp(lambda x, kernel: ops.conv2d(x, kernel, pad), jnp.asarray(x), jnp.asarray(kernel))
+    x_torch = to_torch(x)
+    kernel_torch = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()).requires_grad_()
+    theirs = functional.conv2d(x_torch, kernel_torch, padding=pad)
+    assert_near(ours, from_torch(theirs))
+    upstream = rng.normal(size=ours.shape)
+    theirs.backward(to_torch(upstream).detach())
+    x_gradient, kernel_gradient = pull(jnp.asarray(upstream))
+    assert_near(x_gradient, from_torch(x_torch.grad))
+    assert_near(kernel_gradient, kernel_torch.grad.numpy().transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize("side", [8, 7])
+def test_max_pool_with_ties(side, rng):
+    x = rng.integers(0, 3, (5, side, side, 4)).astype(float)  # three values only: ties everywhere
+    ours, pull = jax.vjp(ops.max_pool, jnp.asarray(x))
+    x_torch = to_torch(x)
+    theirs = functional.max_pool2d(x_torch, 2)
+    assert_near(ours, from_torch(theirs))
+    upstream = rng.normal(size=ours.shape)
+    theirs.backward(to_torch(upstream).detach())
+    assert_near(pull(jnp.asarray(upstream))[0], from_torch(x_torch.grad))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])  # at 1e4, E[x^2] - E[x]^2 would lose eight digits
+def test_batch_norm(offset, rng):
+    x = rng.normal(size=(6, 5, 5, 8)) + offset
+    weight, bias = rng.normal(size=8), rng.normal(size=8)
+    (ours, mean, variance), pull = jax.vjp(
+        lambda *given: ops.batch_norm(*given, 1e-5), *map(jnp.asarray, (x, weight, bias))
+    )
+    given = [to_torch(x), torch.from_numpy(weight).requires_grad_(), torch.from_numpy(bias).requires_grad_()]
+    theirs = functional.batch_norm(given[0], None, None, given[1], given[2], training=True, eps=1e-5)
+    bound = 1 if offset == 0 else 1e4  # the input itself has four digits fewer after the point
+    np.testing.assert_allclose(ours, from_torch(theirs), rtol=0, atol=BOUND * bound * 10)
+    np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=BOUND)
+    np.testing.assert_allclose(variance, x.var((0, 1, 2)), rtol=1e-11)
+    upstream = rng.normal(size=ours.shape)
+    theirs.backward(to_torch(upstream).detach())
+    zero = jnp.zeros_like(mean)
+    for found, expected in zip(
+        pull((jnp.asarray(upstream), zero, zero)),
+        (from_torch(given[0].grad), given[1].grad.numpy(), given[2].grad.numpy()),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11 * bound * max(1, np.abs(expected).max()))
