@@ -115,8 +115,10 @@ def run_model(content: bytes, images: np.ndarray, batch: int) -> tuple[np.ndarra
     """
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # small batches gain nothing from more, and suffer on a busy machine
     try:
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         results = [
             session.run([LOGITS, PROBABILITIES], {INPUT: images[start : start + batch]})
             for start in range(0, len(images), batch)

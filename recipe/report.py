@@ -34,7 +34,7 @@ def show_layers(network: Network) -> None:
         shape = ", ".join(str(size) for size in layer.out_shape)
         table.add_row(layer.name, what, shape, f"{layer.parameter_count:,}")
     table.add_section()
-    table.add_row("total", "all trainable, no fully connected layer", "", f"{network.parameter_count:,}")
+    table.add_row("total", "no fully connected layer", "", f"{network.parameter_count:,}")
     console.print(table)
 
 

@@ -1,0 +1,302 @@
+"""Whole runs on the bundled digits, in both frameworks: files, resuming, interruptions, bad input."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jax_impl.train
+import torch_impl.train
+from recipe.checkpoint import load_checkpoint
+from recipe.errors import UserError
+from recipe.options import TrainOptions
+from recipe.plan import make_plan
+from recipe.run import Framework, train
+
+FRAMEWORKS = {"torch": torch_impl.train.FRAMEWORK, "jax": jax_impl.train.FRAMEWORK}
+PER_EPOCH = 11  # 1,437 digits in batches of 128
+BASE = TrainOptions(network="net9954", dataset="digits", epochs=4, device="cpu")
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def framework(request: pytest.FixtureRequest) -> Framework:
+    return FRAMEWORKS[request.param]
+
+
+def run(framework: Framework, out: Path, **changes) -> Path:
+    train(dataclasses.replace(BASE, out=out, **changes), framework)
+    return out / "checkpoint.safetensors"
+
+
+def test_a_run_leaves_what_it_promises(framework, tmp_path, capsys):
+    path = run(framework, tmp_path / "run", epochs=2)
+    folder = path.parent
+    names = {entry.name for entry in folder.iterdir()} - {".lock"}
+    assert names == {"config.json", "metrics.jsonl", "losses.npy", "checkpoint.safetensors", "curves.png"}
+
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    keys = "epoch step lr train_loss train_accuracy val_loss val_accuracy seconds".split()
+    assert [list(entry) for entry in metrics] == [keys, keys]
+    assert [(entry["epoch"], entry["step"]) for entry in metrics] == [(1, PER_EPOCH), (2, 2 * PER_EPOCH)]
+    assert all(0 <= entry[key] <= 1 for entry in metrics for key in ("train_accuracy", "val_accuracy"))
+
+    losses = np.load(folder / "losses.npy", allow_pickle=False)
+    assert (losses.dtype, losses.shape) == (np.float64, (2 * PER_EPOCH,))
+    assert metrics[1]["train_loss"] == pytest.approx(losses[PER_EPOCH:].mean())
+    assert losses[-4:].mean() < losses[:4].mean() - 0.3, "it learns"
+
+    config = json.loads((folder / "config.json").read_text())
+    assert config["framework"] == framework.name
+    assert config["recipe"]["epochs"] == 2
+    assert config["data"]["name"] == "digits"
+    assert config["versions"].keys() >= {"numpy"}
+
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.step == 2 * PER_EPOCH
+    np.testing.assert_array_equal(checkpoint.losses, losses)
+    assert checkpoint.metrics == metrics
+
+    printed = capsys.readouterr().out
+    for expected in ("9,954", "epoch   2/2", "final validation accuracy", "digits", "no fully connected layer"):
+        assert expected in printed
+
+
+def test_resuming_is_bit_identical_to_never_having_stopped(framework, tmp_path):
+    whole = load_checkpoint(run(framework, tmp_path / "whole"))
+    first = run(framework, tmp_path / "parts", max_steps=2 * PER_EPOCH)
+    np.testing.assert_array_equal(load_checkpoint(first).losses, whole.losses[: 2 * PER_EPOCH])
+    inside = run(framework, tmp_path / "elsewhere", resume=first, max_steps=3 * PER_EPOCH - 4)  # mid-epoch
+    last = load_checkpoint(run(framework, tmp_path / "elsewhere", resume=inside))
+    np.testing.assert_array_equal(last.losses, whole.losses)
+    assert last.tensors.keys() == whole.tensors.keys()
+    for name, tensor in whole.tensors.items():
+        np.testing.assert_array_equal(last.tensors[name], tensor, err_msg=name)
+    assert [entry["step"] for entry in last.metrics] == [11, 22, 29, 33, 44]
+    assert last.metrics[-1]["val_loss"] == whole.metrics[-1]["val_loss"]
+
+
+@pytest.mark.parametrize("order", [("torch", "jax"), ("jax", "torch")])
+def test_a_run_goes_on_in_the_other_framework(order, tmp_path):
+    """float64; 44 steps of rounding differences stay below 1e-9 (they are about 1e-12)."""
+    options = {"precision": "float64"}
+    first, second = (FRAMEWORKS[name] for name in order)
+    whole = load_checkpoint(run(first, tmp_path / "whole", **options))
+    half = run(first, tmp_path / "half", max_steps=2 * PER_EPOCH, **options)
+    mixed = load_checkpoint(run(second, tmp_path / "mixed", resume=half, **options))
+    np.testing.assert_allclose(mixed.losses, whole.losses, rtol=0, atol=1e-9)
+    for name, tensor in whole.tensors.items():
+        difference = np.linalg.norm((mixed.tensors[name] - tensor).ravel())
+        assert difference <= 1e-9 * np.linalg.norm(tensor.ravel()), name
+    assert mixed.metrics[-1]["val_accuracy"] == whole.metrics[-1]["val_accuracy"]
+
+
+def test_the_same_seed_gives_the_same_bits(framework, tmp_path):
+    options = {"epochs": 1, "network": "net10040"}
+    once, again = (load_checkpoint(run(framework, tmp_path / name, **options)) for name in "ab")
+    for name, tensor in once.tensors.items():
+        np.testing.assert_array_equal(again.tensors[name], tensor)
+    other = load_checkpoint(run(framework, tmp_path / "c", seed=1, **options))
+    assert not np.array_equal(other.losses, once.losses)
+
+
+def test_holdout_trains_on_fewer_images(tmp_path):
+    path = run(FRAMEWORKS["torch"], tmp_path / "run", split="holdout", epochs=1)
+    assert load_checkpoint(path).step == (1437 - 300) // 128
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"network": "net1"}, "--network 'net1'.*net10040, net9954"),
+        ({"recipe": "best"}, "--recipe 'best'.*tuned, reference"),
+        ({"dataset": "cifar"}, "--dataset"),
+        ({"split": "train"}, "--split"),
+        ({"precision": "float16"}, "--precision"),
+        ({"device": "tpu"}, "--device"),
+        ({"device": "cuda"}, "--device cuda.*--device cpu"),
+        ({"epochs": 0}, "--epochs 0 is out of range; give 1 to 1000"),
+        ({"epochs": 10**6}, "--epochs"),
+        ({"batch": 0}, "--batch 0"),
+        ({"batch": 9999}, "--batch 9999 is more than the 1437 training images"),
+        ({"seed": -1}, "--seed -1"),
+        ({"max_steps": 0}, "--max-steps 0"),
+        ({"resume": Path("nowhere")}, "there is no checkpoint nowhere"),
+        ({"dataset": "mnist", "data_dir": Path("nowhere")}, "nowhere"),
+    ],
+)
+def test_bad_options_are_named(framework, tmp_path, changes, words):
+    if changes == {"device": "cuda"}:
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU here")
+    with pytest.raises(UserError, match=words):
+        run(framework, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists(), "nothing is left behind"
+
+
+def test_a_folder_with_a_run_is_left_alone(framework, tmp_path):
+    path = run(framework, tmp_path / "run", epochs=1)
+    before = {entry.name: entry.read_bytes() for entry in path.parent.iterdir()}
+    for changes in ({}, {"resume": run(framework, tmp_path / "other", max_steps=3)}):
+        with pytest.raises(UserError, match="already holds a run; choose another --out"):
+            run(framework, tmp_path / "run", **changes)
+    with pytest.raises(UserError, match="is at step 11 already"):
+        run(framework, tmp_path / "run", epochs=1, resume=path)
+    assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"network": "net10040"}, "network net9954, this one has net10040"),
+        ({"recipe": "reference"}, "recipe.name tuned, this one has reference"),
+        ({"epochs": 5}, "recipe.epochs 4, this one has 5"),
+        ({"seed": 1}, "seed 0, this one has 1"),
+        ({"precision": "float64"}, "precision float32, this one has float64"),
+        ({"split": "holdout"}, "split test, this one has holdout"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(changes, words, tmp_path, checkpoint_of_three_steps):
+    with pytest.raises(UserError, match=words):
+        run(FRAMEWORKS["jax"], tmp_path / "run", resume=checkpoint_of_three_steps, **changes)
+
+
+@pytest.fixture(scope="module")
+def checkpoint_of_three_steps(tmp_path_factory) -> Path:
+    return run(FRAMEWORKS["torch"], tmp_path_factory.mktemp("three") / "run", max_steps=3)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch):
+    refusals = []
+
+    def second_run(*arguments):
+        with pytest.raises(UserError, match="another run is at work in"):
+            run(FRAMEWORKS["torch"], tmp_path / "run")
+        refusals.append(True)
+        return make_plan(*arguments)
+
+    monkeypatch.setattr("recipe.run.make_plan", second_run)
+    run(FRAMEWORKS["jax"], tmp_path / "run", max_steps=2)
+    assert refusals == [True]
+
+
+def test_unwritable_folders_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot use .*file/run as run folder"):
+        run(FRAMEWORKS["torch"], tmp_path / "file" / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(framework, tmp_path, monkeypatch):
+    def exploding(*arguments):
+        plan = make_plan(*arguments)
+        rates = plan.rates.copy()
+        if arguments[4] >= PER_EPOCH:  # from the second epoch on
+            rates[2] = 1e38
+        return dataclasses.replace(plan, rates=rates)
+
+    monkeypatch.setattr("recipe.run.make_plan", exploding)
+    words = rf"the loss is nan at step \d+, learning rate .*last good checkpoint is .*\(step {PER_EPOCH}\)"
+    with pytest.raises(UserError, match=words):
+        run(framework, tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.safetensors").step == PER_EPOCH
+
+
+def test_an_interruption_keeps_the_last_epoch(framework, tmp_path, monkeypatch, capsys):
+    def interrupting(*arguments):
+        if arguments[4] >= 2 * PER_EPOCH:
+            monkeypatch.setattr(framework.trainer, "train", interrupted)
+        return make_plan(*arguments)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recipe.run.make_plan", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        run(framework, tmp_path / "run")
+    assert "at step 22" in capsys.readouterr().out
+    assert (tmp_path / "run" / "curves.png").exists()
+    monkeypatch.undo()
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    assert load_checkpoint(run(framework, tmp_path / "run", resume=path)).step == 4 * PER_EPOCH
+
+
+# ------------------------------------------------------------------------------------- as a person calls them
+
+
+def command(framework: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"{framework}_impl.train", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | environment,
+    )
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_help_is_short_and_mistakes_are_one_line(framework, tmp_path):
+    helped = command(framework, "--help")
+    assert helped.returncode == 0
+    assert len(helped.stdout.splitlines()) <= 60
+    wrong = command(framework, "--network", "net1", "--out", tmp_path / "run")
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
+    assert wrong.stderr.startswith("error: --network 'net1' is unknown")
+    assert wrong.stdout == ""
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_control_c_ends_a_run_with_what_it_had(framework, tmp_path):
+    arguments = ["--dataset", "digits", "--network", "net9954", "--epochs", "500", "--out", tmp_path / "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"{framework}_impl.train", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors == ""
+    assert "interrupted; kept:" in output
+    assert load_checkpoint(path).step >= PER_EPOCH
+    assert (tmp_path / "run" / "curves.png").exists()
+
+
+def test_without_a_compiler_pytorch_says_so_and_trains(tmp_path):
+    arguments = ["--dataset", "digits", "--network", "net9954", "--max-steps", "2", "--out", tmp_path / "run"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = command(
+        "torch", *arguments, TORCHDYNAMO_DISABLE="0", PATH=str(empty), CXX="no-such-compiler",
+        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("torch.compile does not work here") == 1
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.safetensors").step == 2
+
+
+@pytest.mark.skipif(not any(Path(p, "g++").exists() for p in os.environ["PATH"].split(":")), reason="no g++")
+def test_the_compiled_step_is_the_eager_one(tmp_path):
+    arguments = ["--dataset", "digits", "--network", "net9954", "--max-steps", "3", "--precision", "float64"]
+    compiled = command("torch", *arguments, "--out", tmp_path / "compiled", TORCHDYNAMO_DISABLE="0")
+    assert compiled.returncode == 0, compiled.stderr
+    assert "torch.compile does not work" not in compiled.stdout
+    eager = command("torch", *arguments, "--out", tmp_path / "eager")
+    assert eager.returncode == 0, eager.stderr
+    losses = [np.load(tmp_path / name / "losses.npy") for name in ("compiled", "eager")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-12)
