@@ -86,7 +86,7 @@ class BatchNorm(nnx.Module):
         scale, bias = self.scale[...], self.bias[...]
         if not train:
             return (x - self.mean[...]) * (lax.rsqrt(self.var[...] + BN_EPSILON) * scale) + bias
-        y, mean, variance = batch_norm(x, scale, bias, BN_EPSILON)
+        y, mean, variance = batch_norm(x, scale, bias, BN_EPSILON)  # pyright: ignore[reportGeneralTypeIssues]
         count = x.size // x.shape[-1]
         unbiased = variance * (count / (count - 1))
         self.mean[...] = lax.stop_gradient((1 - BN_MOMENTUM) * self.mean[...] + BN_MOMENTUM * mean)

@@ -118,6 +118,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     wanted = tensor_shapes(network, averaged=any(name.startswith("average/") for name in tensors))
     found = {name: tensor.shape for name, tensor in tensors.items()}
     dtypes = {str(tensor.dtype) for tensor in tensors.values()}
-    if found != wanted or dtypes not in ({"float32"}, {"float64"}) or not isinstance(step, int) or losses.shape != (step,):
+    if (
+        found != wanted
+        or dtypes not in ({"float32"}, {"float64"})
+        or not isinstance(step, int)
+        or losses.shape != (step,)
+    ):
         raise UserError(f"{path} does not hold what a checkpoint of {network.name} holds; use another one")
     return Checkpoint(step, tensors, losses, metrics, config)

@@ -2,6 +2,8 @@
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,9 @@ from recipe.files import write_atomically
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that one run owns for as long as it holds the lock."""
+    """A folder that belongs to one run."""
 
     path: Path
-    lock: FileLock
 
     @property
     def checkpoint(self) -> Path:
@@ -49,8 +50,9 @@ class RunFolder:
         write_atomically(self.path / "curves.png", draw_curves(checkpoint))
 
 
-def open_folder(path: Path, resume: Path | None) -> RunFolder:
-    """Take a folder for a run; it may hold nothing, or the very checkpoint the run goes on from.
+@contextmanager
+def open_folder(path: Path, resume: Path | None) -> Iterator[RunFolder]:
+    """Hold a folder for a run; it may hold nothing, or the very checkpoint the run goes on from.
 
     Raises:
         UserError: it cannot be written, another process is running in it, or it holds a run already.
@@ -58,17 +60,18 @@ def open_folder(path: Path, resume: Path | None) -> RunFolder:
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / ".lock", blocking=False)
-        lock.acquire()
+        held = lock.acquire()
     except Timeout:
         raise UserError(f"another run is at work in {path}; wait for it or choose another --out") from None
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot use {path} as run folder: {reason}; choose another --out") from None
-    folder = RunFolder(path, lock)
-    own = resume is not None and resume.exists() and resume.resolve() == folder.checkpoint.resolve()
-    if folder.checkpoint.exists() and not own:
-        lock.release()
-        raise UserError(
-            f"{path} already holds a run; choose another --out, or go on with --resume {folder.checkpoint}"
-        )
-    return folder
+    with held:
+        folder = RunFolder(path)
+        own = resume is not None and resume.exists() and resume.resolve() == folder.checkpoint.resolve()
+        if folder.checkpoint.exists() and not own:
+            raise UserError(
+                f"{path} already holds a run; choose another --out, "
+                f"or go on with --resume {folder.checkpoint}"
+            )
+        yield folder

@@ -106,16 +106,16 @@ def train(options: TrainOptions, framework: Framework) -> None:
     trainer = framework.trainer(network, recipe, split, options.device, options.precision)
     config["device"] = trainer.device
     out = options.out or Path("runs") / f"{framework.name}-{network.name}-{recipe.name}-{options.seed}"
-    folder = open_folder(out, options.resume)
-    with folder.lock:
+    with open_folder(out, options.resume) as folder:
         folder.save_config(config)
         report.show_layers(network)
         if loaded.note:
             report.show_notice(loaded.note)
         report.show_line(
             f"{framework.name} on {trainer.device}, {loaded.dataset.name}, {recipe.name}, "
-            f"{options.precision}, seed {options.seed}, {recipe.epochs} epochs of {per_epoch} steps of {recipe.batch} -> {out}"
+            f"{options.precision}, seed {options.seed}"
         )
+        report.show_line(f"{recipe.epochs} epochs of {per_epoch} steps of {recipe.batch} images -> {out}")
         if start is None:
             tensors = initial_tensors(network, recipe, options.seed, options.precision)
             start = Checkpoint(0, tensors, np.empty(0), [], config)

@@ -32,7 +32,9 @@ def from_torch(x: torch.Tensor) -> np.ndarray:
 
 def assert_near(found, expected) -> None:
     expected = np.asarray(expected)
-    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=BOUND * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(
+        np.asarray(found), expected, rtol=0, atol=BOUND * max(1, np.abs(expected).max())
+    )
 
 
 @pytest.mark.parametrize(("size", "pad"), [(3, 0), (3, 1), (1, 0)])
@@ -84,4 +86,6 @@ def test_batch_norm(offset, rng):
         (from_torch(given[0].grad), given[1].grad.numpy(), given[2].grad.numpy()),
         strict=True,
     ):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11 * bound * max(1, np.abs(expected).max()))
+        np.testing.assert_allclose(
+            found, expected, rtol=0, atol=1e-11 * bound * max(1, np.abs(expected).max())
+        )

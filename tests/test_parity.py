@@ -95,7 +95,9 @@ def small(split: Split) -> Split:
 
 def lockstep(network: str, recipe_name: str, split: Split, steps: int) -> Comparison:
     chosen = turn_everything_on(get_recipe(network, recipe_name))
-    _, comparisons = run_lockstep(get_network(network), chosen, small(split), steps=steps, precision="float64")
+    _, comparisons = run_lockstep(
+        get_network(network), chosen, small(split), steps=steps, precision="float64"
+    )
     return comparisons["torch-jax"]
 
 
@@ -121,7 +123,7 @@ def test_label_smoothing_is_the_same(digits):
     assert_in_step(comparisons["torch-jax"])
 
 
-# ------------------------------------------------------------------------- each parity test fails when it should
+# ---------------------------------------------------------------------- each parity test fails when it should
 
 
 def biased_running_variance(patch: pytest.MonkeyPatch) -> None:
@@ -190,7 +192,9 @@ def one_swapped_image(patch: pytest.MonkeyPatch) -> None:
 def one_other_dropout_bit(patch: pytest.MonkeyPatch) -> None:
     original = jax_impl.model.keep_mask
     patch.setattr(
-        jax_impl.model, "keep_mask", lambda element, key, rate: original(element, key, rate) ^ (element == 777)
+        jax_impl.model,
+        "keep_mask",
+        lambda element, key, rate: original(element, key, rate) ^ (element == 777),
     )
 
 
@@ -253,5 +257,7 @@ def test_the_initial_nudge_is_one_unit_in_the_last_place():
     for name, tensor in start.items():
         steps = (nudged[name].view(np.int32) - tensor.view(np.int32)) if tensor.size else np.zeros(1)
         moved = "/" not in name and "running" not in name
-        assert np.array_equal(np.abs(steps), np.ones_like(steps) if moved and "norm" not in name else np.abs(steps))
+        assert np.array_equal(
+            np.abs(steps), np.ones_like(steps) if moved and "norm" not in name else np.abs(steps)
+        )
         assert np.any(steps != 0) == moved

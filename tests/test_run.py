@@ -42,7 +42,7 @@ def test_a_run_leaves_what_it_promises(framework, tmp_path, capsys):
     assert names == {"config.json", "metrics.jsonl", "losses.npy", "checkpoint.safetensors", "curves.png"}
 
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    keys = "epoch step lr train_loss train_accuracy val_loss val_accuracy seconds".split()
+    keys = ["epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"]
     assert [list(entry) for entry in metrics] == [keys, keys]
     assert [(entry["epoch"], entry["step"]) for entry in metrics] == [(1, PER_EPOCH), (2, 2 * PER_EPOCH)]
     assert all(0 <= entry[key] <= 1 for entry in metrics for key in ("train_accuracy", "val_accuracy"))
@@ -64,7 +64,13 @@ def test_a_run_leaves_what_it_promises(framework, tmp_path, capsys):
     assert checkpoint.metrics == metrics
 
     printed = capsys.readouterr().out
-    for expected in ("9,954", "epoch   2/2", "final validation accuracy", "digits", "no fully connected layer"):
+    for expected in (
+        "9,954",
+        "epoch   2/2",
+        "final validation accuracy",
+        "digits",
+        "no fully connected layer",
+    ):
         assert expected in printed
 
 
@@ -192,7 +198,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch):
 
 def test_unwritable_folders_are_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot use .*file/run as run folder"):
+    with pytest.raises(UserError, match=r"cannot use .*file/run as run folder"):
         run(FRAMEWORKS["torch"], tmp_path / "file" / "run")
 
 
