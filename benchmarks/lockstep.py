@@ -5,6 +5,7 @@ place. How far a framework strays from itself is the noise floor: no port can be
 """
 
 import dataclasses
+import io
 import json
 import time
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ def kind_of(name: str) -> str:
 def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Norm of the difference over the norm of the second; 0 where both are zero."""
     difference, size = np.linalg.norm((ours - theirs).ravel()), np.linalg.norm(theirs.ravel())
-    return float(difference / size) if size else float(difference != 0) and np.inf
+    return float(difference / size) if size else (np.inf if difference else 0.0)
 
 
 def observe(trainer: Trainer) -> dict[str, Tensors]:
@@ -179,8 +180,6 @@ def summarise(comparison: Comparison) -> dict[str, Any]:
 
 def draw(losses: np.ndarray, comparisons: dict[str, Comparison], title: str) -> bytes:
     """Both loss curves, and below them the differences on a log axis, as PNG bytes."""
-    import io
-
     import matplotlib
 
     matplotlib.use("Agg")
@@ -248,6 +247,9 @@ def main(options: LockstepOptions) -> None:
     check_range("--seed", options.seed, 0, 2**63 - 1)
     if loaded.note:
         report.show_notice(loaded.note)
+    out = options.out or Path("results") / f"lockstep-{network.name}-{recipe.name}-{options.precision}.json"
+    if out.suffix != ".json":
+        raise UserError(f"--out {out} must end in .json; the picture goes beside it")
     began = time.perf_counter()
     losses, comparisons = run_lockstep(
         network,
@@ -259,10 +261,6 @@ def main(options: LockstepOptions) -> None:
         device=options.device,
         noise_floor=options.noise_floor,
     )
-    name = f"lockstep-{network.name}-{recipe.name}-{options.precision}"
-    out = options.out or Path("results") / f"{name}.json"
-    if out.suffix != ".json":
-        raise UserError(f"--out {out} must end in .json; the picture goes beside it")
     result = describe_machine() | {
         "date": datetime.now(UTC).date().isoformat(),
         "network": network.name,
