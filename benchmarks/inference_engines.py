@@ -39,9 +39,9 @@ class Engine:
 def load_onnxruntime(job: Job, stack: ExitStack) -> Predict:
     """ONNX Runtime on the file.
 
-    Options: ``spinning`` (idle threads wait in a loop; default True, as is ONNX Runtime's), ``fixed_batch`` (a
-    session for each batch size), ``disabled`` (names of graph optimisations to leave out), ``binding`` (inputs
-    and outputs bound in advance), ``memory_pattern``, ``output`` (index, default 0).
+    Options: ``spinning`` (idle threads wait in a loop; default True, as is ONNX Runtime's), ``fixed_batch``
+    (a session for each batch size), ``disabled`` (names of graph optimisations to leave out), ``binding``
+    (inputs and outputs bound to buffers).
     """
     import onnxruntime
 
@@ -52,7 +52,6 @@ def load_onnxruntime(job: Job, stack: ExitStack) -> Predict:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = job.threads
         settings.inter_op_num_threads = 1
-        settings.enable_mem_pattern = options.get("memory_pattern", True)
         spinning = "1" if options.get("spinning", True) else "0"
         settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
         if batch is not None:
@@ -71,14 +70,14 @@ def load_onnxruntime(job: Job, stack: ExitStack) -> Predict:
             session = sessions.get(len(images))
             if session is None:
                 session = sessions[len(images)] = make_session(len(images))
-            return session.run(["logits"], {"image": images})[0]
+            return np.asarray(session.run(["logits"], {"image": images})[0])
 
         return predict_fixed
 
     session = make_session(None)
     names = [session.get_outputs()[0].name]
     if not options.get("binding"):
-        return lambda images: session.run(names, {"image": images})[0]
+        return lambda images: np.asarray(session.run(names, {"image": images})[0])
 
     def predict_bound(images: np.ndarray) -> np.ndarray:
         binding = session.io_binding()
@@ -96,7 +95,7 @@ def load_torch_eager(job: Job, stack: ExitStack) -> Predict:
 
 
 def load_torch_compile(job: Job, stack: ExitStack) -> Predict:
-    """PyTorch compiled for each batch size. Options: ``channels_last``; ``freezing``: weights as constants."""
+    """PyTorch compiled for each batch size. Options: ``channels_last``, ``freezing`` (weights as constants)."""
     return _load_torch(job, stack, compiled=True)
 
 
@@ -108,13 +107,12 @@ def _load_torch(job: Job, stack: ExitStack, compiled: bool) -> Predict:
     from torch_impl.model import ConvNet, load_tensors
 
     torch.set_num_threads(job.threads)
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # not TF32, as above
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # as above
     checkpoint = load_checkpoint(Path(job.checkpoint))
     model = ConvNet(checkpoint.network, dropout=0.0).eval()
     load_tensors(model, checkpoint.model)
     layout = torch.channels_last if job.options.get("channels_last") else torch.contiguous_format
-    model = model.to(job.device, torch.float32, memory_format=layout)
+    model = model.to(torch.device(job.device), torch.float32).to(memory_format=layout)
 
     def logits(images: torch.Tensor) -> torch.Tensor:
         return model((images - MEAN) / STD)

@@ -206,7 +206,6 @@ def _environment(threads: int, device: str, folder: Path) -> dict[str, str]:
     environment.pop("TORCHDYNAMO_DISABLE", None)  # or torch.compile would silently be eager
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     environment |= {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "JAX_PLATFORMS": device,

@@ -220,11 +220,8 @@ def show(comparisons: dict[str, Comparison]) -> None:
     )
     for kind in KINDS:
         if kind in summaries[0]["worst_relative_difference"]:
-            cells = (
-                f"{summary['worst_relative_difference'][kind]:.1e} {summary['worst_tensor'][kind]}"
-                for summary in summaries
-            )
-            table.add_row(kind, *cells)
+            worst = (summary["worst_relative_difference"][kind] for summary in summaries)
+            table.add_row(kind, *(f"{difference:.1e}" for difference in worst))
     table.add_row(
         "predictions that differ", *(str(summary["differing_predictions"]) for summary in summaries)
     )

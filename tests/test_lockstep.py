@@ -20,7 +20,7 @@ from recipe.errors import UserError
 from recipe.networks import get_network
 from recipe.recipes import get_recipe
 
-SMALL = LockstepOptions(network="net9954", recipe="reference", steps=13, dataset="digits", device="cpu")
+SMALL = LockstepOptions(network="net9954", recipe="reference", steps=6, dataset="digits", device="cpu")
 
 
 def test_it_leaves_a_result_and_a_picture(tmp_path, capsys):
@@ -28,14 +28,14 @@ def test_it_leaves_a_result_and_a_picture(tmp_path, capsys):
     main(dataclasses.replace(SMALL, out=out))
     result = json.loads(out.read_text())
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert (result["network"], result["precision"], result["steps"]) == ("net9954", "float64", 13)
+    assert (result["network"], result["precision"], result["steps"]) == ("net9954", "float64", 6)
     assert result["pairs"].keys() == {"torch-jax", "torch-torch", "jax-jax"}
     pair = result["pairs"]["torch-jax"]
     assert 0 < pair["worst_loss_difference"] < 1e-10
     assert pair["differing_predictions"] == 0
     assert set(pair["worst_relative_difference"]) == {"gradient", "parameter", "momentum", "statistic"}
     losses = np.array([result["losses"]["torch"], result["losses"]["jax"]])
-    assert losses.shape == (2, 13)
+    assert losses.shape == (2, 6)
     assert np.abs(losses[0] - losses[1]).max() == pytest.approx(pair["worst_loss_difference"], rel=1e-6)
     assert result["versions"].keys() >= {"torch", "jax"}
     assert "predictions that differ" in capsys.readouterr().out
