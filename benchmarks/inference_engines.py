@@ -95,7 +95,7 @@ def load_torch_eager(job: Job, stack: ExitStack) -> Predict:
 
 
 def load_torch_compile(job: Job, stack: ExitStack) -> Predict:
-    """PyTorch compiled for each batch size. Options: ``channels_last``, ``freezing`` (weights as constants)."""
+    """PyTorch compiled by batch size. Options: ``channels_last``; ``freezing`` (weights are constants)."""
     return _load_torch(job, stack, compiled=True)
 
 

@@ -63,13 +63,11 @@ def check_structure(model: onnx.ModelProto) -> None:
     inputs = [value for value in model.graph.input if value.name not in names]
     found = [_signature(value) for value in (*inputs, *model.graph.output)]
     if len(inputs) != 1 or found != [(name, TensorProto.FLOAT, shape) for name, shape in wanted]:
-        raise UserError(
-            "the model has other inputs or outputs: "
-            + ", ".join(
-                f"{name} {TensorProto.DataType.Name(kind).lower()} {shape}" for name, kind, shape in found
-            )
-            + f"; expected {', '.join(f'{name} float {shape}' for name, shape in wanted)}".replace("'", "")
+        theirs = ", ".join(
+            f"{name} {TensorProto.DataType.Name(kind).lower()} {shape}" for name, kind, shape in found
         )
+        ours = ", ".join(f"{name} float {shape}" for name, shape in wanted)
+        raise UserError(f"the model has other inputs or outputs: {theirs}; expected {ours}".replace("'", ""))
 
 
 def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[int | str, ...]]:
