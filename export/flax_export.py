@@ -3,6 +3,8 @@
 Nothing of `export.fold` and `export.build` is used, so the two files can check each other.
 """
 
+import logging
+
 import onnx
 
 from export.build import INPUT, LOGITS, OPSET, PROBABILITIES
@@ -42,6 +44,8 @@ def build_model_with_jax2onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
         logits = model((jnp.transpose(image, (0, 2, 3, 1)) - MEAN) / STD)
         return logits, jax.nn.softmax(logits)
 
+    # It warns of shapes of constants that it leaves out, which strict shape inference then finds by itself.
+    logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)
     try:
         exported = to_onnx(
             predict,

@@ -21,7 +21,7 @@ def source_logits(
     Args:
         checkpoint: averaged weights where it has any.
         images: float32 (N, 1, 28, 28) in 0..1.
-        precision: of the arithmetic. In float64 nothing but the weights' own rounding is left.
+        precision: of the arithmetic. float64 leaves no rounding to speak of.
         framework: "torch" or "jax"; by default the one that trained it.
 
     Returns:
@@ -33,8 +33,7 @@ def source_logits(
     framework = framework or checkpoint.config["framework"]
     if framework not in ("torch", "jax"):
         raise UserError(f"the checkpoint is of the unknown framework {framework!r}; expected torch or jax")
-    # Through float32, so that a float64 run is compared with the float32 weights that a file can hold.
-    tensors = {name: tensor.astype(np.float32).astype(precision) for name, tensor in checkpoint.model.items()}
+    tensors = {name: tensor.astype(precision) for name, tensor in checkpoint.model.items()}
     logits = _torch_logits if framework == "torch" else _jax_logits
     return logits(checkpoint, tensors, images, precision)
 

@@ -286,6 +286,16 @@ def test_averaged_weights_are_the_model(rng, images):
         np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * max(1, np.abs(wanted).max() / 25))
 
 
+def test_float64_run(rng, images):
+    """Its weights are rounded once, after folding."""
+    checkpoint = make_checkpoint(NETWORKS["net9954"], rng)
+    precise = {
+        name: tensor + rng.normal(0, 1e-9, tensor.shape) for name, tensor in checkpoint.tensors.items()
+    }
+    found = export(dataclasses.replace(checkpoint, tensors=precise), images).verification
+    assert found.difference <= found.limit
+
+
 def test_structure_and_metadata(checkpoint, images, tmp_path):
     exported = export(checkpoint, images)
     path = tmp_path / "model.onnx"
