@@ -1,0 +1,103 @@
+"""Put the figures of ``results/`` into README's tables: ``python -m benchmarks.readme``.
+
+Every table stands between ``<!-- NAME -->`` and ``<!-- end -->``; a test holds README to what this writes.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from recipe.networks import get_network
+
+ROOT = Path(__file__).parent.parent
+FRAMEWORKS = {"torch": "PyTorch", "jax": "Flax"}
+
+
+def load_results(pattern: str) -> Iterator[dict[str, Any]]:
+    """The result files whose names match, in alphabetical order."""
+    for path in sorted((ROOT / "results").glob(pattern)):
+        yield json.loads(path.read_text())
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown; all columns but the first two are right-aligned."""
+    rule = ["---" if column < 2 else "---:" for column in range(len(header))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def reference_table() -> str:
+    """Our `reference` runs beside the published ones."""
+    rows = []
+    for result in load_results("reference-*.json"):
+        ours, published, run = result["ours"], result["published"], result["run"]
+        rows.append(
+            [
+                f"`{run['network']}`",
+                FRAMEWORKS[run["framework"]],
+                f"{get_network(run['network']).parameter_count:,}",
+                str(run["recipe"]["epochs"]),
+                f"**{ours['final']:.2f}**",
+                f"{ours['last_five']:.2f}",
+                f"{published['last_five']:.2f}",
+                f"{ours['best']:.2f} ({ours['best_epoch']})",
+                f"{published['best']:.2f} ({published['best_epoch']})",
+            ]
+        )
+    header = ["network", "framework", "parameters", "epochs", "last epoch", "mean of last five", "published"]
+    return markdown_table([*header, "best (epoch)", "published"], rows)
+
+
+def lockstep_table() -> str:
+    """The largest differences between the frameworks."""
+    rows = []
+    for result in load_results("lockstep-*.json"):
+        pair = result["pairs"]["torch-jax"]
+        tensors = max(pair["worst_relative_difference"].values())
+        floors = [
+            other["rms_loss_difference_from_step_20"]
+            for name, other in result["pairs"].items()
+            if name != "torch-jax"
+        ]
+        rows.append(
+            [
+                f"`{result['network']}`, {result['recipe']['name']}",
+                result["precision"],
+                f"{result['steps']:,}",
+                f"{pair['worst_loss_difference']:.1e}",
+                f"{tensors:.1e}",
+                f"{pair['rms_loss_difference_from_step_20']:.1e}",
+                " / ".join(f"{floor:.1e}" for floor in floors) or "not run",
+                str(pair["differing_predictions"]),
+            ]
+        )
+    header = ["run", "precision", "steps", "loss", "any tensor, relative", "rms loss from step 20"]
+    return markdown_table([*header, "PyTorch / Flax with itself", "predictions that differ"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"reference": reference_table, "lockstep": lockstep_table}
+
+
+def render(text: str) -> str:
+    """README with every table as the results have it.
+
+    Raises:
+        ValueError: a table has no place in it.
+    """
+    for name, table in TABLES.items():
+        pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text, found = pattern.subn(lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", text)
+        if found != 1:
+            raise ValueError(f"README has {found} places for the table {name!r}")
+    return text
+
+
+def main() -> None:
+    """Rewrite README's tables."""
+    path = ROOT / "README.md"
+    path.write_text(render(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()
