@@ -25,7 +25,7 @@ from recipe.checkpoint import Tensors
 from recipe.errors import UserError
 from recipe.files import write_atomically
 from recipe.networks import NETWORKS, Network, get_network
-from recipe.options import check_choice, check_range, choice, run_command
+from recipe.options import check_choice, check_range, choice, optional, run_command
 from recipe.plan import make_plan, steps_per_epoch
 from recipe.recipes import RECIPES, Recipe, get_recipe
 from recipe.run import Trainer, initial_tensors
@@ -51,7 +51,7 @@ class LockstepOptions:
     """Of initial weights, image order, augmentation and dropout."""
     dataset: Annotated[str, choice("auto", "mnist", "digits")] = "auto"
     """auto: MNIST if it can be had, else scikit-learn's digits."""
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, optional("DIR")] = None
     """Folder with the four original MNIST files (or set MNIST_DIR)."""
     device: Annotated[str, choice("auto", "cpu", "cuda")] = "auto"
     """auto: the GPU if there is one."""
@@ -59,7 +59,7 @@ class LockstepOptions:
     """Train each framework against itself as well, which takes as long again."""
     everything: bool = False
     """Turn on dropout (0.05) and augmentation where the recipe lacks them."""
-    out: Path | None = None
+    out: Annotated[Path | None, optional("FILE")] = None
     """Result file [results/lockstep-NETWORK-RECIPE-PRECISION.json]; the picture goes beside it."""
 
 

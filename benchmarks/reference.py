@@ -5,16 +5,17 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
 from benchmarks.machine import describe_machine
 from recipe import report
 from recipe.checkpoint import FILE_NAME, Checkpoint, load_checkpoint
 from recipe.errors import UserError
 from recipe.files import write_atomically
-from recipe.options import run_command
+from recipe.options import optional, run_command
 
 # What the two published runs reported, once each, in percent of the 10,000 test images (DESIGN.md).
 PUBLISHED = {
@@ -27,14 +28,14 @@ PUBLISHED = {
 class ReferenceOptions:
     """Put a finished run of the recipe `reference` beside the published run of its network."""
 
-    run: Path
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     """Run folder."""
-    out: Path | None = None
+    out: Annotated[Path | None, optional("FILE")] = None
     """Result file [results/reference-NETWORK-FRAMEWORK.json]; the picture goes beside it."""
 
 
 def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A run's validation accuracies in percent: of each epoch, the last, the best, the mean of the last five."""
+    """A run's validation accuracies in percent: every epoch's, the last, the best, the last five's mean."""
     accuracies = [100 * entry["val_accuracy"] for entry in checkpoint.metrics]
     return {
         "final": round(accuracies[-1], 2),

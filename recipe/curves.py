@@ -27,6 +27,7 @@ def draw_curves(checkpoint: Checkpoint) -> bytes:
     right.axhline(99.4, color="grey", lw=0.8, ls="--")
     lowest = min((100 * entry["val_accuracy"] for entry in metrics), default=0.0)
     right.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(min(97.0, lowest - 1), 100.0))
+    right.xaxis.get_major_locator().set_params(integer=True)
     left.legend()
     right.legend()
     figure.suptitle(

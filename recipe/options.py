@@ -1,8 +1,11 @@
 """The command line that both training programs share."""
 
+import io
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -14,12 +17,24 @@ from recipe.recipes import RECIPES, Recipe, get_recipe
 
 MAX_EPOCHS, MAX_BATCH = 1000, 10_000
 
+# --precision: the types of weights, statistics, optimizer and loss, and of what lies between the layers.
+PRECISIONS = {
+    "float32": ("float32", "float32"),
+    "float64": ("float64", "float64"),
+    "bfloat16": ("float32", "bfloat16"),
+}
+
 OptionsT = TypeVar("OptionsT")
 
 
 def choice(*names: str) -> object:
     """Show a string option's choices in the help; `check_choice` checks them."""
     return tyro.conf.arg(metavar="|".join(names))
+
+
+def optional(metavar: str) -> object:
+    """Show an option without a default by the kind of its value."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 def check_choice(option: str, value: str, *names: str) -> None:
@@ -40,27 +55,27 @@ class TrainOptions:
     """Which network."""
     recipe: Annotated[str, choice(*RECIPES)] = "tuned"
     """Which hyperparameters."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, optional("INT")] = None
     """Length of the schedule (the recipe's own if not given)."""
-    batch: int | None = None
+    batch: Annotated[int | None, optional("INT")] = None
     """Images per step (the recipe's own if not given)."""
     seed: int = 0
     """Of initial weights, image order, augmentation and dropout."""
     dataset: Annotated[str, choice("auto", "mnist", "digits")] = "auto"
     """auto: MNIST if it can be had, else scikit-learn's digits."""
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, optional("DIR")] = None
     """Folder with the four original MNIST files (or set MNIST_DIR)."""
     split: Annotated[str, choice("test", "holdout")] = "test"
     """Validate on the test images or on the last training images."""
     device: Annotated[str, choice("auto", "cpu", "cuda")] = "auto"
     """auto: the GPU if there is one."""
-    precision: Annotated[str, choice("float32", "float64")] = "float32"
-    """Of weights and arithmetic."""
-    max_steps: int | None = None
+    precision: Annotated[str, choice(*PRECISIONS)] = "float32"
+    """Of weights and arithmetic; bfloat16 is for the arithmetic only."""
+    max_steps: Annotated[int | None, optional("INT")] = None
     """Stop after this step of the schedule, evaluate and save."""
-    out: Path | None = None
+    out: Annotated[Path | None, optional("DIR")] = None
     """Run folder [runs/FRAMEWORK-NETWORK-RECIPE-SEED]."""
-    resume: Path | None = None
+    resume: Annotated[Path | None, optional("CHECKPOINT")] = None
     """Go on from a checkpoint of either framework."""
 
     def validate(self) -> None:
@@ -74,7 +89,7 @@ class TrainOptions:
         check_choice("--dataset", self.dataset, "auto", "mnist", "digits")
         check_choice("--split", self.split, "test", "holdout")
         check_choice("--device", self.device, "auto", "cpu", "cuda")
-        check_choice("--precision", self.precision, "float32", "float64")
+        check_choice("--precision", self.precision, *PRECISIONS)
         check_range("--epochs", self.epochs, 1, MAX_EPOCHS)
         check_range("--batch", self.batch, 1, MAX_BATCH)
         check_range("--seed", self.seed, 0, 2**63 - 1)
@@ -96,11 +111,24 @@ def check_range(option: str, value: int | None, low: int, high: int) -> None:
         raise UserError(f"{option} {value} is out of range; give {low} to {high}")
 
 
+def _parse(options_type: type[OptionsT], program: str) -> OptionsT:
+    """The options on the command line; tyro's own errors, boxes of several lines, become a `UserError`."""
+    errors = io.StringIO()
+    try:
+        with redirect_stderr(errors):
+            return tyro.cli(options_type, prog=program, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+    lines = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:]]
+    paragraph = takewhile(lambda line: line and line[0] not in "─╰", lines)
+    raise UserError(f"{' '.join(paragraph).rstrip('.')}; see {program} --help")
+
+
 def run_command(options_type: type[OptionsT], main: Callable[[OptionsT], None], program: str) -> None:
     """Parse the command line, run, and turn a `UserError` into one line on stderr and exit code 2."""
-    options = tyro.cli(options_type, prog=program, config=(tyro.conf.OmitArgPrefixes,))
     try:
-        main(options)
+        main(_parse(options_type, program))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

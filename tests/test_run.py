@@ -16,7 +16,7 @@ import jax_impl.train
 import torch_impl.train
 from recipe.checkpoint import load_checkpoint
 from recipe.errors import UserError
-from recipe.options import TrainOptions
+from recipe.options import TrainOptions, run_command
 from recipe.plan import make_plan
 from recipe.run import Framework, train
 
@@ -279,6 +279,26 @@ def test_help_is_short_and_mistakes_are_one_line(framework, tmp_path):
     assert wrong.stderr.count("\n") == 1
     assert wrong.stderr.startswith("error: --network 'net1' is unknown")
     assert wrong.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epochs", "abc"], "--epochs"),
+        (["--bogus"], "--bogus"),
+        (["--network"], "--network"),
+    ],
+)
+def test_what_does_not_parse_is_one_line_too(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as end:
+        run_command(TrainOptions, lambda _: None, "python -m torch_impl.train")
+    printed = capsys.readouterr()
+    assert (end.value.code, printed.out) == (2, "")
+    assert printed.err.startswith("error: ")
+    assert printed.err.endswith("; see python -m torch_impl.train --help\n")
+    assert printed.err.count("\n") == 1
+    assert words in printed.err
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
