@@ -60,7 +60,7 @@ class LockstepOptions:
     everything: bool = False
     """Turn on dropout (0.05) and augmentation where the recipe lacks them."""
     out: Annotated[Path | None, optional("FILE")] = None
-    """Result file [results/lockstep-NETWORK-RECIPE-PRECISION.json]; the picture goes beside it."""
+    """Result file [in results/, named after the rest]; the picture goes beside it."""
 
 
 @dataclass
@@ -244,7 +244,8 @@ def main(options: LockstepOptions) -> None:
     check_range("--seed", options.seed, 0, 2**63 - 1)
     if loaded.note:
         report.show_notice(loaded.note)
-    out = options.out or Path("results") / f"lockstep-{network.name}-{recipe.name}-{options.precision}.json"
+    name = f"lockstep-{network.name}-{recipe.name}{'-everything' * options.everything}-{options.precision}"
+    out = options.out or Path("results") / f"{name}.json"
     if out.suffix != ".json":
         raise UserError(f"--out {out} must end in .json; the picture goes beside it")
     began = time.perf_counter()

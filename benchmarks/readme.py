@@ -45,7 +45,7 @@ def reference_table() -> str:
                 f"{published['best']:.2f} ({published['best_epoch']})",
             ]
         )
-    header = ["network", "framework", "parameters", "epochs", "last epoch", "mean of last five", "published"]
+    header = ["network", "framework", "parameters", "epochs", "last epoch", "last five", "published"]
     return markdown_table([*header, "best (epoch)", "published"], rows)
 
 
@@ -60,9 +60,14 @@ def lockstep_table() -> str:
             for name, other in result["pairs"].items()
             if name != "torch-jax"
         ]
+        recipe = result["recipe"]
+        chance = [f"dropout {recipe['dropout']:g}"] if recipe["dropout"] else []
+        chance += ["augmentation"] if recipe["rotation"] else []
+        chance += ["EMA"] if recipe["ema"] else []
         rows.append(
             [
-                f"`{result['network']}`, {result['recipe']['name']}",
+                f"`{result['network']}`, {recipe['name']}",
+                ", ".join(chance),
                 result["precision"],
                 f"{result['steps']:,}",
                 f"{pair['worst_loss_difference']:.1e}",
@@ -72,8 +77,8 @@ def lockstep_table() -> str:
                 str(pair["differing_predictions"]),
             ]
         )
-    header = ["run", "precision", "steps", "loss", "any tensor, relative", "rms loss from step 20"]
-    return markdown_table([*header, "PyTorch / Flax with itself", "predictions that differ"], rows)
+    header = ["run", "with", "precision", "steps", "loss", "any tensor, relative", "rms loss from step 20"]
+    return markdown_table([*header, "the same, with itself", "predictions that differ"], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {"reference": reference_table, "lockstep": lockstep_table}
