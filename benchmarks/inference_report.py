@@ -202,7 +202,12 @@ def draw(result: dict[str, Any], title: str) -> bytes:
 
     threads = sorted({cell["threads"] for cell in result["cells"]})
     figure, axes = pyplot.subplots(
-        1, len(threads), figsize=(1 + 5 * len(threads), 4.6), layout="constrained", sharey=True, squeeze=False
+        1,
+        len(threads),
+        figsize=(3 + 4.5 * len(threads), 4.8),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
     )
     for axis, count in zip(axes[0], threads, strict=True):
         for index, label in enumerate(result["engines"]):
@@ -219,7 +224,8 @@ def draw(result: dict[str, Any], title: str) -> bytes:
         axis.minorticks_off()
         axis.grid(axis="y", alpha=0.3)
     axes[0][0].set_ylabel("microseconds per image (P50, bar to P99)")
-    axes[0][-1].legend(fontsize=8)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
     figure.suptitle(title, fontsize=10)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
