@@ -293,6 +293,8 @@ def test_control_c_ends_a_run_with_what_it_had(framework, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that started the tests in the background has told its children to ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     path = tmp_path / "run" / "checkpoint.safetensors"
     deadline = time.monotonic() + 120
