@@ -31,12 +31,12 @@ class ConvNet(nnx.Module):
         """Logits.
 
         Args:
-            x: normalised images (N, 28, 28, 1).
+            x: normalised images (N, 28, 28, 1), in the type to compute in.
             keys: int32 (dropout layers, 2), see `recipe.chance.epoch_dropout_keys`; None: no dropout.
             train: normalise by the batch's statistics and update the running ones.
 
         Returns:
-            (N, 10).
+            (N, 10), at least float32.
         """
         dropouts = 0
         for layer in self.network.layers:
@@ -50,12 +50,12 @@ class ConvNet(nnx.Module):
             elif isinstance(operation, MaxPool):
                 x = max_pool(x)
             elif isinstance(operation, Average):
-                x = x.mean((1, 2), keepdims=True)
+                x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2), keepdims=True)
             elif isinstance(operation, Dropout):
                 if keys is not None and self.dropout:
                     x = drop(x, self.dropout, keys[dropouts])
                 dropouts += 1
-        return x.reshape(len(x), -1)
+        return x.reshape(x.shape[0], -1)
 
 
 class Convolution(nnx.Module):
@@ -67,9 +67,9 @@ class Convolution(nnx.Module):
         self.pad = pad
 
     def __call__(self, x: Array) -> Array:
-        """(N, H, W, channels) -> (N, H', W', filters)."""
-        y = conv2d(x, self.kernel[...], self.pad)
-        return y if self.bias is None else y + self.bias[...]
+        """(N, H, W, channels) -> (N, H', W', filters), in x's type, which may be less precise."""
+        y = conv2d(x, self.kernel[...].astype(x.dtype), self.pad)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -82,10 +82,11 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(channels))
 
     def __call__(self, x: Array, train: bool) -> Array:
-        """(N, H, W, channels), normalised over all but the last axis."""
+        """(N, H, W, channels), normalised over all but the last axis; statistics at least in float32."""
         scale, bias = self.scale[...], self.bias[...]
         if not train:
-            return (x - self.mean[...]) * (lax.rsqrt(self.var[...] + BN_EPSILON) * scale) + bias
+            y = (x - self.mean[...]) * (lax.rsqrt(self.var[...] + BN_EPSILON) * scale) + bias
+            return y.astype(x.dtype)
         y, mean, variance = batch_norm(x, scale, bias, BN_EPSILON)  # pyright: ignore[reportGeneralTypeIssues]
         count = x.size // x.shape[-1]
         unbiased = variance * (count / (count - 1))

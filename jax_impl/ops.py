@@ -15,8 +15,8 @@ from jax import Array, lax
 # that autodiff writes fall to a scalar loop, and the whole step is over ten times slower.
 NHWC = ("NHWC", "HWIO", "NHWC")
 
-# Images per partial weight gradient in float32. With more than 16 XLA picks a kernel (YNNPACK's)
-# that uses one core. In float64 that one is the fastest there is: all images at once.
+# Images per partial weight gradient but in float64. With more than 16 XLA picks a kernel (YNNPACK's)
+# that uses one core; in float64 that one is the fastest there is, so all images at once.
 IMAGES_PER_SUM = 16
 
 
@@ -68,12 +68,13 @@ def _conv2d_bwd(pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array,
     # The weight gradient is a convolution too: input channels are its images, images its channels.
     # The barrier keeps XLA from recomputing what made x and dy inside every transpose.
     x, dy = lax.optimization_barrier((x, dy))
-    images = IMAGES_PER_SUM if x.dtype == jnp.float32 else x.shape[0]
+    images = x.shape[0] if x.dtype == jnp.float64 else IMAGES_PER_SUM
     parts = [
         _conv(x[n : n + images].transpose(3, 1, 2, 0), dy[n : n + images].transpose(1, 2, 0, 3), pad)
         for n in range(0, x.shape[0], images)
     ]
-    return dx, sum(parts[1:], parts[0]).transpose(1, 2, 0, 3)
+    parts = [part.astype(jnp.promote_types(x.dtype, jnp.float32)) for part in parts]
+    return dx, sum(parts[1:], parts[0]).transpose(1, 2, 0, 3).astype(x.dtype)
 
 
 _conv2d_cpu.defvjp(_conv2d_fwd, _conv2d_bwd)
@@ -99,28 +100,30 @@ def _first_max(a: Array, b: Array) -> Array:
 def batch_norm(x: Array, weight: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
     """Normalise x (N, H, W, C) by its batch statistics; return y, mean (C,), biased variance (C,).
 
-    Mean and variance are meant for running averages: no gradient flows back through them.
+    x and y may be less precise than the weights, the statistics are not. Mean and variance are meant for
+    running averages: no gradient flows back through them.
     """
     return _batch_norm_fwd(x, weight, bias, epsilon)[0]
 
 
 def _batch_norm_fwd(x: Array, weight: Array, bias: Array, epsilon: float):
+    dtype, x = x.dtype, x.astype(weight.dtype)
     mean = _channel_mean(x)
     var = _channel_mean(jnp.square(x - mean))  # not E[x^2] - E[x]^2, which cancels
     inv_std = lax.rsqrt(var + epsilon)
     y = (x - mean) * (inv_std * weight) + bias
-    return (y, mean, var), (x, mean, inv_std, weight)
+    return (y.astype(dtype), mean, var), (x.astype(dtype), mean, inv_std, weight)
 
 
 def _batch_norm_bwd(epsilon: float, saved, cotangents):
     # Ioffe & Szegedy 2015, section 3, with the sums over the batch taken once.
     x, mean, inv_std, weight = saved
-    dy, _, _ = cotangents
+    dtype, x, dy = x.dtype, x.astype(weight.dtype), cotangents[0].astype(weight.dtype)
     mean_dy = _channel_mean(dy)
     mean_dy_x = _channel_mean(dy * (x - mean)) * inv_std
     dx = (weight * inv_std) * (dy - mean_dy - (x - mean) * (inv_std * mean_dy_x))
     count = x.size // x.shape[-1]
-    return dx, mean_dy_x * count, mean_dy * count
+    return dx.astype(dtype), mean_dy_x * count, mean_dy * count
 
 
 batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)

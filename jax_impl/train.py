@@ -18,7 +18,7 @@ from recipe.checkpoint import Tensors
 from recipe.data import Split, cache_folder
 from recipe.errors import UserError
 from recipe.networks import Network
-from recipe.options import TrainOptions, run_command
+from recipe.options import PRECISIONS, TrainOptions, run_command
 from recipe.plan import Plan
 from recipe.recipes import Recipe
 from recipe.run import Framework, train
@@ -65,7 +65,7 @@ class Trainer:
         configure(precision)
         self.network, self.recipe = network, recipe
         self.place = place = select_device(device)
-        self.dtype = jnp.dtype(precision)
+        self.dtype, self.compute = map(jnp.dtype, PRECISIONS[precision])
         self.device = place.device_kind if place.platform == "gpu" else "cpu"
         self.graph, parameters, statistics = nnx.split(
             ConvNet(network, recipe.dropout), nnx.Param, nnx.BatchStat
@@ -78,9 +78,9 @@ class Trainer:
         self.val_images = jax.device_put(pad(split.val_images), place)
         self.val_labels = jax.device_put(split.val_labels.astype(np.int32), place)
         self.steps = jax.jit(
-            partial(train_steps, self.graph, self.optimizer, recipe, self.dtype), donate_argnums=0
+            partial(train_steps, self.graph, self.optimizer, recipe, self.compute), donate_argnums=0
         )
-        self.logits = jax.jit(partial(logits, self.graph, self.dtype))
+        self.logits = jax.jit(partial(logits, self.graph, self.compute))
 
     def load(self, tensors: Tensors) -> None:
         """Take over a canonical state."""

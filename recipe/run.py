@@ -21,7 +21,7 @@ from recipe.data import Split
 from recipe.errors import UserError
 from recipe.folder import RunFolder, open_folder
 from recipe.networks import Network, get_network
-from recipe.options import TrainOptions
+from recipe.options import PRECISIONS, TrainOptions
 from recipe.plan import Plan, make_plan, steps_per_epoch
 from recipe.recipes import Recipe
 
@@ -73,14 +73,15 @@ class Framework:
 
 
 def initial_tensors(network: Network, recipe: Recipe, seed: int, precision: str) -> Tensors:
-    """The state before the first step, in the run's precision."""
+    """The state before the first step, in the type of the precision's weights."""
+    dtype, _ = PRECISIONS[precision]
     weights = initial_weights(network, seed)
     shapes = tensor_shapes(network, averaged=recipe.ema is not None)
     start = {
         name: np.zeros(shape) if name.startswith("momentum/") else weights[name.removeprefix("average/")]
         for name, shape in shapes.items()
     }
-    return {name: tensor.astype(precision) for name, tensor in start.items()}
+    return {name: tensor.astype(dtype) for name, tensor in start.items()}
 
 
 def train(options: TrainOptions, framework: Framework) -> None:

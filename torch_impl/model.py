@@ -1,5 +1,7 @@
 """The networks in PyTorch, built from their layer tables. Images are NCHW."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,23 +28,25 @@ class ConvNet(nn.Module):
         """Logits.
 
         Args:
-            x: normalised images (N, 1, 28, 28).
+            x: normalised images (N, 1, 28, 28), in the type to compute in.
             keys: int32 (dropout layers, 2), see `recipe.chance.epoch_dropout_keys`; None: no dropout.
 
         Returns:
-            (N, 10).
+            (N, 10), at least float32.
         """
         dropouts = 0
         for layer in self.network.layers:
             operation = layer.operation
-            if isinstance(operation, Conv | Norm):
+            if isinstance(operation, Conv):
+                x = convolve(getattr(self, layer.name), x)
+            elif isinstance(operation, Norm):
                 x = getattr(self, layer.name)(x)
             elif isinstance(operation, Relu):
                 x = functional.relu(x)
             elif isinstance(operation, MaxPool):
                 x = functional.max_pool2d(x, 2)
             elif isinstance(operation, Average):
-                x = x.mean((2, 3), keepdim=True)
+                x = x.to(torch.promote_types(x.dtype, torch.float32)).mean((2, 3), keepdim=True)
             elif isinstance(operation, Dropout):
                 if keys is not None and self.dropout:
                     x = drop(x, self.dropout, keys[dropouts])
@@ -59,6 +63,12 @@ def build_layer(layer: Layer) -> nn.Module | None:
         case Norm():
             return nn.BatchNorm2d(channels, eps=BN_EPSILON, momentum=BN_MOMENTUM)
     return None
+
+
+def convolve(module: nn.Conv2d, x: Tensor) -> Tensor:
+    """The convolution in x's type, which may be less precise than the weights'."""
+    bias = None if module.bias is None else module.bias.to(x.dtype)
+    return functional.conv2d(x, module.weight.to(x.dtype), bias, padding=cast(Any, module.padding))
 
 
 def drop(x: Tensor, rate: float, key: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from recipe.checkpoint import Tensors
 from recipe.data import Split
 from recipe.errors import UserError
 from recipe.networks import Network
-from recipe.options import TrainOptions, run_command
-from recipe.plan import Plan
+from recipe.options import PRECISIONS, TrainOptions, run_command
+from recipe.plan import Plan, steps_per_epoch
 from recipe.recipes import Recipe
 from recipe.run import Framework, train
 from recipe.warp import MEAN, SIDE, STD, UNIT, crop, pad, warp
@@ -24,6 +25,16 @@ from torch_impl.data import read_mnist
 from torch_impl.model import ConvNet, dump_tensors, load_tensors
 
 EVALUATION_BATCH = 1000
+WARM_UP_STEPS = 3  # taken before the one that becomes a CUDA graph, as PyTorch's notes on graphs advise
+
+
+class Steps(NamedTuple):
+    """What the steps of an epoch are given and what they leave; always the same memory, for CUDA graphs."""
+
+    number: Tensor  # int64 (1,), of the step that is next
+    given: tuple[Tensor, ...]  # images, maps, keys, rates, decays, as in `recipe.plan.Plan`
+    losses: Tensor  # (S,)
+    correct: Tensor  # int64 (S,)
 
 
 def select_device(name: str) -> torch.device:
@@ -51,20 +62,27 @@ class Trainer:
     def __init__(self, network: Network, recipe: Recipe, split: Split, device: str, precision: str):
         self.network, self.recipe = network, recipe
         self.place = place = select_device(device)
-        self.dtype = getattr(torch, precision)
+        self.dtype, compute = (getattr(torch, dtype) for dtype in PRECISIONS[precision])
+        self.compute: torch.dtype = compute
         self.device = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
         configure()
         self.model = ConvNet(network, recipe.dropout).to(place, self.dtype)
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.average = copy.deepcopy(self.model).requires_grad_(False) if recipe.ema is not None else None
-        self.optimizer = make_optimizer(self.model, recipe)
+        self.rate = torch.zeros((), dtype=self.dtype, device=place)
+        self.optimizer = make_optimizer(self.model, recipe, self.rate)
         self.train_images = torch.from_numpy(pad(split.train_images)).to(place)
         self.train_labels = torch.from_numpy(split.train_labels).to(place, torch.int64)
         self.val_images = torch.from_numpy(pad(split.val_images)).to(place)
         self.val_labels = torch.from_numpy(split.val_labels).to(place, torch.int64)
+        self.steps: Steps | None = None
         self.loss = compile_if_possible(
-            partial(training_loss, self.model, recipe, self.train_images, self.train_labels)
+            partial(training_loss, self.model, recipe, self.compute, self.train_images, self.train_labels)
         )
+        update = partial(update_parameters, self.optimizer, self.model, self.average)
+        self.update = compile_if_possible(update) if place.type == "cuda" else update
+        self.step = record_if_possible(self.train_step) if place.type == "cuda" else self.train_step
+        self.images = len(split.train_images)
 
     def load(self, tensors: Tensors) -> None:
         """Take over a canonical state."""
@@ -72,10 +90,8 @@ class Trainer:
         if self.average is not None:
             load_tensors(self.average, tensors, "average/")
         for name, parameter in self.model.named_parameters():
-            momentum = torch.from_numpy(tensors[f"momentum/{name}"]).to(self.place, self.dtype)
-            self.optimizer.state[parameter]["momentum_buffer"] = momentum.clone(
-                memory_format=torch.preserve_format
-            )
+            momentum = torch.from_numpy(tensors[f"momentum/{name}"])
+            self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum)
 
     def tensors(self) -> Tensors:
         """The canonical state."""
@@ -96,24 +112,34 @@ class Trainer:
 
     def train(self, plan: Plan, done: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
         """Take the plan's steps; returns loss and number of correct predictions of each."""
-        positions = torch.from_numpy(plan.images).to(self.place)
-        maps = torch.from_numpy(plan.maps).to(self.place)
-        keys = torch.from_numpy(plan.keys).to(self.place)
-        losses = torch.empty(len(plan), dtype=self.dtype, device=self.place)
-        correct = torch.empty(len(plan), dtype=torch.int64, device=self.place)
+        arrays = (plan.images, plan.maps, plan.keys, plan.rates, plan.decays)
+        given = [torch.from_numpy(array) for array in arrays]
+        if self.steps is None:
+            self.steps = make_steps(given, steps_per_epoch(self.recipe, self.images), self.dtype, self.place)
+        steps = self.steps
+        for kept, new in zip(steps.given, given, strict=True):
+            kept[: len(plan)] = new
+        steps.number.zero_()
         self.model.train()
-        for step in range(len(plan)):
-            loss, correct[step] = self.loss(positions[step], maps[step], keys[step])
-            losses[step] = loss.detach()
-            self.optimizer.zero_grad()
-            loss.backward()
-            for group in self.optimizer.param_groups:
-                group["lr"] = float(plan.rates[step])
-            self.optimizer.step()
-            if self.average is not None:
-                update_average(self.average, self.model, float(plan.decays[step]))
+        for _ in range(len(plan)):  # nothing in it waits for a GPU
+            self.step()
             done(1)
-        return losses.numpy(force=True).astype(np.float64), correct.numpy(force=True)
+        losses, correct = (found[: len(plan)].numpy(force=True) for found in (steps.losses, steps.correct))
+        return losses.astype(np.float64), correct.copy()
+
+    def train_step(self) -> None:
+        """Take the step whose number is in ``steps``."""
+        assert self.steps is not None
+        number = self.steps.number
+        positions, maps, keys, rate, decay = (each.index_select(0, number)[0] for each in self.steps.given)
+        self.optimizer.zero_grad()
+        loss, correct = self.loss(positions, maps, keys)
+        loss.backward()
+        self.rate.copy_(rate)
+        self.update(decay)
+        self.steps.losses.index_copy_(0, number, loss.detach()[None])
+        self.steps.correct.index_copy_(0, number, correct[None])
+        number += 1
 
     def predict(self) -> np.ndarray:
         """Logits (N, 10) of the validation images, by the averaged weights if there are any."""
@@ -125,7 +151,7 @@ class Trainer:
         model.eval()
         with torch.inference_mode():
             batches = self.val_images.split(EVALUATION_BATCH)
-            return torch.cat([model(normalise(crop(batch), 255, self.dtype)) for batch in batches])
+            return torch.cat([model(normalise(crop(batch), 255, self.compute)) for batch in batches])
 
     def evaluate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation images."""
@@ -135,12 +161,15 @@ class Trainer:
         return loss.item(), accuracy.item()
 
 
-def make_optimizer(model: ConvNet, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with momentum; weight decay on the convolution kernels only."""
+def make_optimizer(model: ConvNet, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer:
+    """SGD with momentum, its learning rate in a tensor; weight decay on the convolution kernels only."""
     kernels = [p for name, p in model.named_parameters() if name in model.network.kernels]
     others = [p for name, p in model.named_parameters() if name not in model.network.kernels]
     groups = [{"params": kernels, "weight_decay": recipe.weight_decay}, {"params": others}]
-    return torch.optim.SGD(groups, recipe.peak_rate, recipe.momentum, nesterov=recipe.nesterov)
+    optimizer = torch.optim.SGD(groups, rate, recipe.momentum, nesterov=recipe.nesterov, foreach=True)
+    for parameter in model.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def normalise(pixels: Tensor, white: int, dtype: torch.dtype) -> Tensor:
@@ -156,9 +185,23 @@ def prepare_images(padded: Tensor, positions: Tensor, maps: Tensor, dtype: torch
     return normalise(warp(padded, maps, positions[:, None, None], side[:, None], side), UNIT, dtype)
 
 
+def make_steps(given: list[Tensor], length: int, dtype: torch.dtype, place: torch.device) -> Steps:
+    """Room on the device for the steps of an epoch, each given the like of these."""
+    room = [
+        torch.zeros(
+            (length, *each.shape[1:]), dtype=dtype if each.is_floating_point() else each.dtype, device=place
+        )
+        for each in given
+    ]
+    losses = torch.zeros(length, dtype=dtype, device=place)
+    correct = torch.zeros(length, dtype=torch.int64, device=place)
+    return Steps(torch.zeros(1, dtype=torch.int64, device=place), tuple(room), losses, correct)
+
+
 def training_loss(
     model: ConvNet,
     recipe: Recipe,
+    dtype: torch.dtype,
     padded: Tensor,
     labels: Tensor,
     positions: Tensor,
@@ -166,33 +209,39 @@ def training_loss(
     keys: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Mean cross entropy of one batch of the training set and the number of correct predictions."""
-    images = prepare_images(padded, positions, maps, next(model.parameters()).dtype)
+    images = prepare_images(padded, positions, maps, dtype)
     logits, wanted = model(images, keys), labels[positions]
     loss = functional.cross_entropy(logits, wanted, label_smoothing=recipe.label_smoothing)
     return loss, (logits.argmax(1) == wanted).sum()
 
 
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay average + (1 - decay) model, for parameters and running statistics."""
+def update_parameters(
+    optimizer: torch.optim.Optimizer, model: nn.Module, average: nn.Module | None, decay: Tensor
+) -> None:
+    """Take the optimizer's step.
+
+    Where there is an average, average <- decay average + (1 - decay) model, for parameters and statistics.
+    """
+    optimizer.step()
+    if average is None:
+        return
     with torch.no_grad():
         ours, theirs = _floats(average), _floats(model)
-        torch._foreach_lerp_(ours, theirs, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(ours, theirs, 1 - decay)  # pyright: ignore
 
 
 def _floats(model: nn.Module) -> list[Tensor]:
     return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
 
 
-def compile_if_possible(
-    function: Callable[..., tuple[Tensor, Tensor]],
-) -> Callable[..., tuple[Tensor, Tensor]]:
+def compile_if_possible(function: Callable[..., Any]) -> Callable[..., Any]:
     """``torch.compile``, or the function itself, with a notice, where there is no working compiler."""
     from torch._dynamo.exc import TorchDynamoException  # here, because it takes a second to import
 
     compiled = torch.compile(function, dynamic=False)
     chosen = None
 
-    def first_try(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+    def first_try(*arguments: Tensor) -> Any:
         nonlocal chosen
         if chosen is None:
             try:
@@ -207,6 +256,38 @@ def compile_if_possible(
         return chosen(*arguments)
 
     return first_try
+
+
+def record_if_possible(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as a CUDA graph once it has warmed up, or the step itself, with a notice, where that fails.
+
+    A step of these networks is a hundred and more kernels, each done in less time than its launch takes; a
+    graph launches all of them as one. It reads and writes the memory it was recorded with.
+    """
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    calls, replay = 0, None
+
+    def warm_up_or_replay() -> None:
+        nonlocal calls, replay
+        calls += 1
+        if calls > WARM_UP_STEPS and replay is None:
+            try:
+                with torch.cuda.graph(graph, stream=stream):  # which records, and computes nothing
+                    step()
+                replay = graph.replay
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[0]
+                report.show_notice(f"CUDA graphs do not work here, training goes on without them: {reason}")
+                replay = step
+        if replay is not None:
+            replay()
+            return
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+
+    return warm_up_or_replay
 
 
 FRAMEWORK = Framework("torch", ("torch", "torchvision", "numpy"), Trainer, read_mnist)
