@@ -30,7 +30,7 @@ MATRIX_SECONDS = 0.3  # of products in one measurement
 class Contender:
     """One row of the table."""
 
-    kind: str  # torch, jax, torch-script, jax-script or matrix-product
+    kind: str  # one of LABELS
     network: str
     recipe: Recipe  # of the scripts only the batch is used: the rest is written in them
     device: str = "cpu"  # or cuda
@@ -48,6 +48,7 @@ LABELS = {
     "torch-script": "PyTorch script",
     "jax-script": "Flax script",
     "matrix-product": "matrix product",
+    "lockstep": "lockstep",  # both trainers, see benchmarks.gpu
 }
 
 
@@ -71,7 +72,7 @@ class LockstepTrainer:
     """One of this project's trainers."""
 
     def __init__(self, contender: Contender, split: Split):
-        self.contender = contender
+        self.precision, self.recipe = contender.precision, contender.recipe
         self.network, self.images = get_network(contender.network), len(split.train_images)
         framework = importlib.import_module(f"{contender.kind}_impl.train").FRAMEWORK
         self.trainer: Trainer = framework.trainer(
@@ -81,16 +82,15 @@ class LockstepTrainer:
 
     def start(self) -> None:
         """Go back to the initial weights."""
-        contender = self.contender
-        self.trainer.load(initial_tensors(self.network, contender.recipe, 0, contender.precision))
+        self.trainer.load(initial_tensors(self.network, self.recipe, 0, self.precision))
         self.epochs, self.position = 0, 0
         self.plan = self.epoch_plan()
 
     def epoch_plan(self) -> Plan:
         """The plan of the epoch after those done."""
-        steps = steps_per_epoch(self.contender.recipe, self.images)
-        start = self.epochs % self.contender.recipe.epochs * steps
-        return make_plan(self.network, self.contender.recipe, 0, self.images, start, start + steps)
+        steps = steps_per_epoch(self.recipe, self.images)
+        start = self.epochs % self.recipe.epochs * steps
+        return make_plan(self.network, self.recipe, 0, self.images, start, start + steps)
 
     def take(self, steps: int) -> None:
         """Take steps of the first epoch, and again from its start where too few are left."""
@@ -104,18 +104,19 @@ class LockstepTrainer:
         self.trainer.train(self.epoch_plan(), lambda _: None)
         self.epochs += 1
 
-    def time_to_target(self, target: float = TARGET) -> dict[str, Any]:
-        """Train from the start until an epoch ends with the target accuracy.
+    def time_to_target(self, epochs: int, target: float = TARGET) -> dict[str, Any]:
+        """Train from the start, on a schedule of so many epochs, until one ends with the target accuracy.
 
         Returns:
             Seconds of training, epochs, whether the target was reached, and the accuracy after each epoch.
             Validation is left out of the seconds, and compilation: one epoch is taken before.
         """
+        self.recipe = replace(self.recipe, epochs=epochs)
         self.epoch()
         self.trainer.evaluate()
         self.start()
         seconds, accuracies = 0.0, []
-        while self.epochs < self.contender.recipe.epochs and max(accuracies, default=0) < target:
+        while not accuracies or (accuracies[-1] < target and self.epochs < epochs):
             began = time.perf_counter()
             self.epoch()
             seconds += time.perf_counter() - began
@@ -123,6 +124,7 @@ class LockstepTrainer:
         return {
             "seconds": seconds,
             "epochs": self.epochs,
+            "of": epochs,
             "reached": accuracies[-1] >= target,
             "accuracies": accuracies,
         }

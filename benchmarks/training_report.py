@@ -64,14 +64,14 @@ def show_batches(found: dict[str, dict[str, Any]]) -> None:
 
 def show_time_to_target(found: dict[str, Any]) -> None:
     """Print how long 99.4 % took."""
-    for kind in LABELS.keys() & found.keys():
-        figures = found[kind]
-        reached = "99.4 %" if figures["reached"] else "not reached: best"
-        best = 100 * max(figures["accuracies"])
-        report.show_line(
-            f"{LABELS[kind]}: {reached} ({best:.2f} %) after {figures['seconds']:.1f} s of training, "
-            f"{figures['epochs']} of {found['recipe']['epochs']} epochs"
-        )
+    for kind in found.keys() - {"recipe"}:
+        for figures in found[kind]:
+            reached = "99.4 % reached" if figures["reached"] else "99.4 % not reached"
+            best = 100 * max(figures["accuracies"])
+            report.show_line(
+                f"{LABELS[kind]}: {reached} (best {best:.2f} %), {figures['seconds']:.1f} s of training, "
+                f"{figures['epochs']} of {figures['of']} epochs"
+            )
 
 
 def draw(result: dict[str, Any]) -> bytes:

@@ -1,15 +1,17 @@
 """One process for each contender, told over a pipe what to do and timed inside it."""
 
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.training_contenders import Contender, make_contestant
@@ -18,22 +20,50 @@ from recipe.errors import UserError
 
 
 class Worker:
-    """A contender in a process of its own; use it in a ``with`` statement."""
+    """A contender in a process of its own; use it in a ``with`` statement.
 
-    def __init__(self, contender: Contender, split: Split, timeout_s: float = 900.0):
-        self.contender, self.timeout_s = contender, timeout_s
+    Args:
+        contender: what is to be built there from ``split``, by ``make``.
+        split: the data.
+        make: a function or class that can be imported by name; it returns what `call` calls methods of.
+        environment: variables of that process, on top of those here.
+        timeout_s: how long any answer may take.
+        deadline: ``time.monotonic()`` after which no answer is waited for.
+
+    Raises:
+        UserError: as in `call`.
+    """
+
+    def __init__(
+        self,
+        contender: Contender,
+        split: Split,
+        *,
+        make: Callable[[Contender, Split], Any] = make_contestant,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        timeout_s: float = 900.0,
+        deadline: float = math.inf,
+    ):
+        self.contender, self.timeout_s, self.deadline = contender, timeout_s, deadline
+        self.first_seconds = math.nan  # of the first call, where a benchmark notes it
         context = multiprocessing.get_context("spawn")  # JAX's threads would not survive a fork
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, contender, split))
+        arguments = (theirs, contender, split, make, dict(environment))
+        self.process = context.Process(target=serve, args=arguments)
         self.process.start()
         theirs.close()
-        self.build_seconds: float = self._answer()[0]
+        try:
+            self.build_seconds: float = self._answer()[0]
+            self.memory_at_start = self.memory()
+        except BaseException:
+            self.close()
+            raise
 
     def call(self, method: str, *arguments: Any) -> tuple[float, Any]:
         """Call a method of the contestant there; returns seconds and result.
 
         Raises:
-            UserError: it failed there, died, or took longer than the time limit.
+            UserError: it failed there, died, or took too long.
         """
         self.connection.send((method, arguments))
         return self._answer()
@@ -45,8 +75,9 @@ class Worker:
     def _answer(self) -> tuple[float, Any]:
         label = self.contender.label
         try:
-            if not self.connection.poll(self.timeout_s):
-                raise UserError(f"{label}: no answer in {self.timeout_s:.0f} s")
+            patience = max(0.0, min(self.timeout_s, self.deadline - time.monotonic()))
+            if not self.connection.poll(patience):
+                raise UserError(f"{label}: no answer in {patience:.0f} s")
             answer = self.connection.recv()
         except (EOFError, ConnectionError):
             self.process.join()
@@ -61,17 +92,28 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
         self.process.terminate()
         self.process.join()
         self.connection.close()
 
 
-def serve(connection: Connection, contender: Contender, split: Split) -> None:
+def serve(
+    connection: Connection,
+    contender: Contender,
+    split: Split,
+    make: Callable[[Contender, Split], Any],
+    environment: dict[str, str],
+) -> None:
     """Build the contestant, then answer every request with the seconds it took and its result."""
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
     try:
         began = time.perf_counter()
-        contestant = make_contestant(contender, split)
+        contestant = make(contender, split)
         connection.send((time.perf_counter() - began, None))
         while True:
             method, arguments = connection.recv()
