@@ -4,14 +4,13 @@ import copy
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recipe import report
 from recipe.checkpoint import Tensors
 from recipe.data import Split
 from recipe.errors import UserError
@@ -21,11 +20,11 @@ from recipe.plan import Plan, steps_per_epoch
 from recipe.recipes import Recipe
 from recipe.run import Framework, train
 from recipe.warp import MEAN, SIDE, STD, UNIT, crop, pad, warp
+from torch_impl.compile import compile_if_possible, keep_freed_memory, record_if_possible
 from torch_impl.data import read_mnist
 from torch_impl.model import ConvNet, dump_tensors, load_tensors
 
 EVALUATION_BATCH = 1000
-WARM_UP_STEPS = 3  # taken before the one that becomes a CUDA graph, as PyTorch's notes on graphs advise
 
 
 class Steps(NamedTuple):
@@ -53,6 +52,7 @@ def configure() -> None:
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cuda.matmul.fp32_precision = "ieee"  # not TF32, which has ten bits
     torch.backends.cudnn.deterministic = True
+    keep_freed_memory()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA's compiler but no CUDA
 
 
@@ -232,62 +232,6 @@ def update_parameters(
 
 def _floats(model: nn.Module) -> list[Tensor]:
     return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
-
-
-def compile_if_possible(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile``, or the function itself, with a notice, where there is no working compiler."""
-    from torch._dynamo.exc import TorchDynamoException  # here, because it takes a second to import
-
-    compiled = torch.compile(function, dynamic=False)
-    chosen = None
-
-    def first_try(*arguments: Tensor) -> Any:
-        nonlocal chosen
-        if chosen is None:
-            try:
-                result = compiled(*arguments)
-            except (TorchDynamoException, RuntimeError) as error:
-                reason = str(error).strip().splitlines()[0]
-                report.show_notice(f"torch.compile does not work here, training goes on without it: {reason}")
-                chosen = function
-            else:
-                chosen = compiled
-                return result
-        return chosen(*arguments)
-
-    return first_try
-
-
-def record_if_possible(step: Callable[[], None]) -> Callable[[], None]:
-    """The step as a CUDA graph once it has warmed up, or the step itself, with a notice, where that fails.
-
-    A step of these networks is a hundred and more kernels, each done in less time than its launch takes; a
-    graph launches all of them as one. It reads and writes the memory it was recorded with.
-    """
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    calls, replay = 0, None
-
-    def warm_up_or_replay() -> None:
-        nonlocal calls, replay
-        calls += 1
-        if calls > WARM_UP_STEPS and replay is None:
-            try:
-                with torch.cuda.graph(graph, stream=stream):  # which records, and computes nothing
-                    step()
-                replay = graph.replay
-            except RuntimeError as error:
-                reason = str(error).strip().splitlines()[0]
-                report.show_notice(f"CUDA graphs do not work here, training goes on without them: {reason}")
-                replay = step
-        if replay is not None:
-            replay()
-            return
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
-
-    return warm_up_or_replay
 
 
 FRAMEWORK = Framework("torch", ("torch", "torchvision", "numpy"), Trainer, read_mnist)
