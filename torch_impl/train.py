@@ -71,6 +71,7 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False) if recipe.ema is not None else None
         self.rate = torch.zeros((), dtype=self.dtype, device=place)
         self.optimizer = make_optimizer(self.model, recipe, self.rate)
+        self.last_gradients = [torch.zeros_like(parameter) for parameter in self.model.parameters()]
         self.train_images = torch.from_numpy(pad(split.train_images)).to(place)
         self.train_labels = torch.from_numpy(split.train_labels).to(place, torch.int64)
         self.val_images = torch.from_numpy(pad(split.val_images)).to(place)
@@ -104,10 +105,10 @@ class Trainer:
 
     def gradients(self) -> Tensors:
         """The gradients of the last step, by canonical name."""
+        names = (name for name, _ in self.model.named_parameters())
         return {
-            name: parameter.grad.numpy(force=True).copy()
-            for name, parameter in self.model.named_parameters()
-            if parameter.grad is not None
+            name: gradient.numpy(force=True).copy()
+            for name, gradient in zip(names, self.last_gradients, strict=True)
         }
 
     def train(self, plan: Plan, done: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
@@ -135,6 +136,9 @@ class Trainer:
         self.optimizer.zero_grad()
         loss, correct = self.loss(positions, maps, keys)
         loss.backward()
+        # SGD with Nesterov momentum leaves the gradients changed.
+        gradients = [parameter.grad for parameter in self.model.parameters()]
+        torch._foreach_copy_(self.last_gradients, gradients)  # pyright: ignore
         self.rate.copy_(rate)
         self.update(decay)
         self.steps.losses.index_copy_(0, number, loss.detach()[None])
