@@ -81,7 +81,52 @@ def lockstep_table() -> str:
     return markdown_table([*header, "the same, with itself", "predictions that differ"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"reference": reference_table, "lockstep": lockstep_table}
+def training_table() -> str:
+    """Time per step against the hand-written scripts."""
+    rows = []
+    for result in load_results("training-cpu.json"):
+        for network, figures in result["networks"].items():
+            for kind, name in FRAMEWORKS.items():
+                ours, script = (figures["contenders"][key]["step_ms"] for key in (kind, f"{kind}-script"))
+                gain = figures["speedups"][kind]
+                rows.append(
+                    [
+                        f"`{network}`",
+                        name,
+                        f"{script['median']:.1f}",
+                        f"**{ours['median']:.1f}**",
+                        f"{gain['median']:.2f} ({gain['lowest']:.2f} to {gain['highest']:.2f})",
+                        f"{figures['limit_ms']:.1f}",
+                    ]
+                )
+    header = ["network", "framework", "hand-written script, ms a step", "here, ms a step"]
+    return markdown_table([*header, "times as fast", "arithmetic limit, ms"], rows)
+
+
+def inference_table() -> str:
+    """Median latency on one thread, and its ratio to ONNX Runtime's."""
+    results = list(load_results("inference-net*.json"))
+    batches = (1, 64, 1024)
+    rows = []
+    for result in results:
+        cells = {(cell["label"], cell["batch"]): cell for cell in result["cells"] if cell["threads"] == 1}
+        for label in dict.fromkeys(label for label, _ in cells):
+            row = [f"`{Path(result['model']['file']).stem}`", label]
+            for batch in batches:
+                cell = cells[label, batch]
+                unsure = "" if cell["stable"] else "\\*"
+                row.append(f"{cell['p50_us']:,.0f}{unsure} ({cell['ratio']:.2f})")
+            rows.append(row)
+    header = [f"batch {batch:,}, us (ratio)" for batch in batches]
+    return markdown_table(["file", "runtime", *header], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "reference": reference_table,
+    "lockstep": lockstep_table,
+    "training": training_table,
+    "inference": inference_table,
+}
 
 
 def render(text: str) -> str:
