@@ -16,7 +16,7 @@ from recipe import data, report
 from recipe.errors import UserError
 from recipe.files import write_atomically
 from recipe.networks import NETWORKS
-from recipe.options import MAX_BATCH, check_choice, check_range, choice, run_command
+from recipe.options import MAX_BATCH, PRECISIONS, check_choice, check_range, choice, run_command
 from recipe.recipes import RECIPES, Recipe, get_recipe
 from torch_impl.data import read_mnist
 
@@ -43,7 +43,7 @@ class TrainingOptions:
     """Batch sizes for time per image and memory, of the first network."""
     time_to_accuracy: bool = False
     """Also train `tuned` until 99.4 % validation accuracy; minutes per framework and network on a CPU."""
-    precision: Annotated[str, choice("float32", "float64")] = "float32"
+    precision: Annotated[str, choice(*PRECISIONS)] = "float32"
     """Of this project's trainers; the scripts always use float32."""
     device: Annotated[str, choice("cpu", "cuda")] = "cpu"
     """Where to train."""
@@ -65,7 +65,7 @@ class TrainingOptions:
         check_choice("--network", self.network, *NETWORKS, "both")
         check_choice("--recipe", self.recipe, *RECIPES)
         check_choice("--frameworks", self.frameworks, "torch", "jax", "both")
-        check_choice("--precision", self.precision, "float32", "float64")
+        check_choice("--precision", self.precision, *PRECISIONS)
         check_choice("--device", self.device, "cpu", "cuda")
         check_choice("--dataset", self.dataset, "auto", "mnist", "digits")
         check_range("--batch", self.batch, 1, MAX_BATCH)

@@ -104,6 +104,14 @@ class LockstepTrainer:
         self.trainer.train(self.epoch_plan(), lambda _: None)
         self.epochs += 1
 
+    def accuracy_of_an_epoch(self) -> dict[str, float]:
+        """Train for one epoch on a schedule of one epoch; returns final validation loss and accuracy."""
+        self.recipe = replace(self.recipe, epochs=1)
+        self.start()
+        self.epoch()
+        loss, accuracy = self.trainer.evaluate()
+        return {"val_loss": loss, "val_accuracy": accuracy}
+
     def time_to_target(self, epochs: int, target: float = TARGET) -> dict[str, Any]:
         """Train from the start, on a schedule of so many epochs, until one ends with the target accuracy.
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.gpu
-from benchmarks import training_runs, training_workers
+from benchmarks import training_page, training_precision, training_profile, training_runs, training_workers
 from benchmarks.baselines import flax_script, torch_script
 from benchmarks.training import TrainingOptions, main
 from benchmarks.training_contenders import Contender, LockstepTrainer, TorchScript, step_flops
@@ -319,3 +319,70 @@ def test_a_worker_imports_one_framework_only():
     )
     subprocess.run([sys.executable, "-c", program], check=True)
     assert training_workers.make_contestant is not None
+
+
+# --------------------------------------------------------------------------------------------- docs/speed.md
+
+
+def test_the_page_says_what_the_results_say():
+    page = training_page.PAGE.read_text()
+    assert training_page.render(page) == page, "run python -m benchmarks.training_page"
+
+
+def test_the_page_shows_results_of_every_kind(monkeypatch):
+    versions = {"torch": "1", "jax": "2", "flax": "3"}
+    head = {
+        "versions": versions,
+        "gpu": None,
+        "processor": "abacus",
+        "cores": 2,
+        "date": "today",
+        "command": "c",
+    }
+    step = {"median": 12.345, "min": 12.0, "max": 13.0}
+    steps = {
+        "recipe": {"batch": 128}, "step_flops": 2e9, "limit_ms": 10.0,
+        "speedups": {"torch": {"median": 3.21}}, "matrix_flops_per_second": {"median": 2e11},
+        "contenders": {"torch": {"step_ms": step, "epoch_s": None, "compile_s": 1.0, "times_limit": 1.2}},
+    }  # fmt: skip
+    memory = {"process_mib": 321.0}
+    size = {"us_per_image": 98.7, "memory_before_training": memory, "peak_memory": memory}
+    target = {"of": 19, "reached": True, "epochs": 7, "seconds": 1.5, "accuracies": [0.99, 0.9941]}
+    precision = {"step_ms": 5.0, "val_accuracy": 0.9876}
+    results = {
+        "training-cpu": {"networks": {"net1": steps}, "batch_sizes": {"jax": {"64": size}}},
+        "training-profile": {
+            "network": "net1", "recipe": "r", "batch": 128, "ms_per_step": {"jax": {"dot": 3.0, "add": 1.0}}
+        },
+        "training-precision": {
+            "network": "net1", "recipe": "r", "data": {"name": "mnist"},
+            "found": {"jax": {"bfloat16": precision}},
+        },
+        "training-accuracy": {"time_to_accuracy": {"net1": {"recipe": {}, "jax": [target]}}},
+        "gpu-training": {"found": {"net1": steps, "net2": {"failure": "no luck"}}},
+        "gpu-tries": {"found": {"a": {"step_ms": step}, "b": {"failure": "bad flag"}}},
+    }  # fmt: skip
+    monkeypatch.setattr(training_page, "load", lambda name: head | results[name] if name in results else None)
+    page = training_page.render(training_page.PAGE.read_text())
+    for words in (
+        "12.35 | 12.00 to 13.00", "PyTorch 3.21x its script", "abacus, 2 cores",
+        "| Flax | 64 | 98.7 | 321 | 321 |",
+        "`dot` | 3.00 | 75%", "98.76 %", "| 19 | yes | 7 | 1.5 | 99.41 % |", "net2: no luck", "bad flag",
+    ):  # fmt: skip
+        assert words in page
+    assert "Not measured yet" not in page
+
+
+def test_precisions_are_compared(tiny):
+    found = training_precision.measure_precisions("net9954", tiny, rounds=1, steps=1, kinds=("torch",))
+    assert found["torch"].keys() == {"float32", "bfloat16"}
+    for figures in found["torch"].values():
+        assert figures["step_ms"] > 0
+        assert 0 <= figures["val_accuracy"] <= 1
+
+
+@pytest.mark.parametrize(("kind", "convolution"), [("torch", "aten::convolution_backward"), ("jax", "conv")])
+def test_the_profile_names_the_convolutions(kind, convolution, tiny):
+    found = training_profile.Profiler(Contender(kind, "net9954", SMALL), tiny).profile(1)
+    assert any(name.startswith(convolution) for name in found)
+    assert all(milliseconds >= 0 for milliseconds in found.values())
