@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 # What one framework needs and the other has built in, or needs by the way it works.
 OWN = {
     "model.py": {
-        "torch": {"forward", "convolve"},
+        "torch": {"forward", "convolve", "number_elements"},
         "jax": {"__call__", "Convolution", "BatchNorm", "flax_path"},
     },
     "train.py": {

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as partitioner
 from torch.nn import functional
 
 from recipe.checkpoint import Tensors
@@ -52,6 +53,9 @@ def configure() -> None:
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cuda.matmul.fp32_precision = "ieee"  # not TF32, which has ten bits
     torch.backends.cudnn.deterministic = True
+    # Masks are computed again in the backward pass: compiled code for CPUs stores booleans one by one.
+    partitioner.ban_recompute_used_far_apart = False
+    partitioner.ban_recompute_long_fusible_chains = False
     keep_freed_memory()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA's compiler but no CUDA
 
