@@ -288,13 +288,14 @@ def test_what_does_not_parse_is_one_line_too(arguments, words, monkeypatch, caps
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_control_c_ends_a_run_with_what_it_had(framework, tmp_path):
     arguments = ["--dataset", "digits", "--network", "net9954", "--epochs", "500", "--out", tmp_path / "run"]
+    # A shell that started the tests in the background has told its children to ignore Ctrl-C.
+    heed = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start = f"runpy.run_module('{framework}_impl.train', run_name='__main__', alter_sys=True)"
     process = subprocess.Popen(
-        [sys.executable, "-m", f"{framework}_impl.train", *map(str, arguments)],
+        [sys.executable, "-c", heed + start, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that started the tests in the background has told its children to ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     path = tmp_path / "run" / "checkpoint.safetensors"
     deadline = time.monotonic() + 120
