@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from torch.overrides import TorchFunctionMode
 
 import jax_impl.model
 import torch_impl.model
@@ -33,6 +34,20 @@ PUBLISHED = {
 }  # fmt: skip
 
 
+class ConvolutionShapes(TorchFunctionMode):
+    """Records the shape of one image's part of what each convolution gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        if function is torch.conv2d:
+            self.shapes.append(tuple(output.shape[1:]))
+        return output
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_torch_model_has_the_published_layers(name):
     model = torch_impl.model.ConvNet(get_network(name), 0.1)
@@ -46,14 +61,9 @@ def test_torch_model_has_the_published_layers(name):
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == PUBLISHED[name]["total"]
     assert not any(isinstance(m, torch.nn.Linear) for m in model.modules())
 
-    shapes = []
-    for module in modules:
-        if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(
-                lambda _module, _inputs, output: shapes.append(tuple(output.shape[1:]))
-            )
-    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
-    assert shapes == PUBLISHED[name]["shapes"]
+    with ConvolutionShapes() as record:
+        assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert record.shapes == PUBLISHED[name]["shapes"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
