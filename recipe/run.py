@@ -5,7 +5,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -107,7 +108,7 @@ def train(options: TrainOptions, framework: Framework) -> None:
     trainer = framework.trainer(network, recipe, split, options.device, options.precision)
     config["device"] = trainer.device
     out = options.out or Path("runs") / f"{framework.name}-{network.name}-{recipe.name}-{options.seed}"
-    with open_folder(out, options.resume) as folder:
+    with open_folder(out, options.resume) as folder, _interruption_reported(folder):
         folder.save_config(config)
         report.show_layers(network)
         if loaded.note:
@@ -137,22 +138,11 @@ def _epochs(
         while state.step < last:
             stop = min(last, (state.step // per_epoch + 1) * per_epoch)
             plan = make_plan(state.network, recipe, state.config["seed"], images, state.step, stop)
-            try:
-                began = time.perf_counter()
-                losses, correct = trainer.train(plan, lambda steps: progress.advance(task, steps))
-                seconds = time.perf_counter() - began
-                _check_finite(losses, plan, state, folder)
-                val_loss, val_accuracy = trainer.evaluate()
-            except KeyboardInterrupt:
-                kept = (
-                    f"{folder.checkpoint} at step {state.step}"
-                    if state.step
-                    else "nothing, in the first epoch"
-                )
-                report.show_notice(f"interrupted; kept: {kept}")
-                if state.metrics:
-                    folder.save_curves(state)
-                raise
+            began = time.perf_counter()
+            losses, correct = trainer.train(plan, lambda steps: progress.advance(task, steps))
+            seconds = time.perf_counter() - began
+            _check_finite(losses, plan, state, folder)
+            val_loss, val_accuracy = trainer.evaluate()
             entry = {
                 "epoch": (stop - 1) // per_epoch + 1,
                 "step": stop,
@@ -173,6 +163,22 @@ def _epochs(
             folder.save(state)
             report.show_line(report.epoch_line(entry, recipe.epochs))
     return state
+
+
+@contextmanager
+def _interruption_reported(folder: RunFolder) -> Iterator[None]:
+    """Where Ctrl-C ends a run, complete its folder from the checkpoint and say what was kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not folder.checkpoint.exists():
+            report.show_notice("interrupted; kept: nothing, in the first epoch")
+            raise
+        state = load_checkpoint(folder.checkpoint)  # a save may have been under way
+        folder.save(state)
+        folder.save_curves(state)
+        report.show_notice(f"interrupted; kept: {folder.checkpoint} at step {state.step}")
+        raise
 
 
 def _check_finite(losses: np.ndarray, plan: Plan, state: Checkpoint, folder: RunFolder) -> None:

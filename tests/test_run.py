@@ -16,6 +16,7 @@ import jax_impl.train
 import torch_impl.train
 from recipe.checkpoint import load_checkpoint
 from recipe.errors import UserError
+from recipe.files import write_atomically
 from recipe.options import TrainOptions, run_command
 from recipe.plan import make_plan
 from recipe.run import Framework, train
@@ -238,6 +239,22 @@ def test_an_interruption_keeps_the_last_epoch(framework, tmp_path, monkeypatch, 
     monkeypatch.undo()
     path = tmp_path / "run" / "checkpoint.safetensors"
     assert load_checkpoint(run(framework, tmp_path / "run", resume=path)).step == 4 * PER_EPOCH
+
+
+def test_an_interruption_between_two_files_leaves_them_of_one_epoch(tmp_path, monkeypatch, capsys):
+    write, interruptions = write_atomically, [KeyboardInterrupt]
+
+    def interrupting(path, content):
+        if path.name == "losses.npy" and len(content) > 8 * 2 * PER_EPOCH and interruptions:
+            raise interruptions.pop()
+        write(path, content)
+
+    monkeypatch.setattr("recipe.folder.write_atomically", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        run(FRAMEWORKS["torch"], tmp_path / "run")
+    assert "at step 22" in capsys.readouterr().out
+    assert len(np.load(tmp_path / "run" / "losses.npy")) == 2 * PER_EPOCH
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.safetensors").step == 2 * PER_EPOCH
 
 
 # ------------------------------------------------------------------------------------- as a person calls them
