@@ -212,9 +212,7 @@ def show(result: dict[str, Any]) -> None:
         for seed, found in result[kind].items():
             best = f"{100 * found['best']:.2f} ({found['best_epoch']})"
             final, shifted = (f"{100 * found[key]:.2f}" for key in ("final", "shifted"))
-            table.add_row(
-                LABELS[kind], seed, f"{100 * found['final']:.2f}", best, f"{100 * found['shifted']:.2f}"
-            )
+            table.add_row(LABELS[kind], seed, final, best, shifted)
         table.add_section()
     report.console.print(table)
     for kind, found in result["summary"].items():
