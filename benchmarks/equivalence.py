@@ -1,12 +1,13 @@
 """Whether two frameworks reach the same accuracy: two one-sided tests on pairs of runs with one seed each."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 LEVEL = 0.05  # of each one-sided test
-MOST_SEEDS = 10_000  # beyond this no number is worth naming
+MOST_PAIRS = 10_000  # beyond this no number is worth naming
 
 
 def compare_pairs(differences: np.ndarray, margin: float) -> dict[str, Any]:
@@ -45,7 +46,13 @@ def compare_pairs(differences: np.ndarray, margin: float) -> dict[str, Any]:
 
 def pairs_needed(mean: float, deviation: float, margin: float) -> int | None:
     """The fewest pairs whose interval lies within the margin if mean and deviation stay; None if none do."""
-    for pairs in range(2, MOST_SEEDS):
-        if abs(mean) + stats.t.ppf(1 - LEVEL, pairs - 1) * deviation / np.sqrt(pairs) < margin:
-            return pairs
-    return None
+    pairs, quantiles = _quantiles()
+    enough = pairs[abs(mean) + quantiles * deviation / np.sqrt(pairs) < margin]
+    return int(enough[0]) if len(enough) else None
+
+
+@cache
+def _quantiles() -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of pairs, and Student's quantile for each."""
+    pairs = np.arange(2, MOST_PAIRS)
+    return pairs, stats.t.ppf(1 - LEVEL, pairs - 1)

@@ -139,6 +139,14 @@ def compare(torch: dict[str, dict[str, Any]], jax: dict[str, dict[str, Any]]) ->
     return compare_pairs(np.array(differences), MARGIN)
 
 
+def sum_up(result: dict[str, Any]) -> dict[str, Any]:
+    """What follows from the seeds of a result."""
+    return {
+        "summary": {kind: summarise(result[kind]) for kind in FRAMEWORKS if result[kind]},
+        "equivalence": compare(result["torch"], result["jax"]),
+    }
+
+
 def load_result(path: Path, what: dict[str, Any]) -> dict[str, Any]:
     """The result so far, empty if there is none.
 
@@ -169,8 +177,7 @@ def record(
         seeds = result[framework] | {str(seed): found}
         result[framework] = dict(sorted(seeds.items(), key=lambda item: int(item[0])))
         result |= describe_machine() | {"date": datetime.now(UTC).date().isoformat()}
-        result["summary"] = {key: summarise(result[key]) for key in FRAMEWORKS if result[key]}
-        result["equivalence"] = compare(result["torch"], result["jax"])
+        result |= sum_up(result)
         write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
         write_atomically(path.with_suffix(".png"), draw(result))
     return result
@@ -267,7 +274,7 @@ def main(options: SeedsOptions) -> None:
             if options.framework in (kind, "both") and str(seed) not in result[kind]:
                 found = train_seed(options.training(kind, seed), framework, split)
                 result = record(path, what, kind, seed, found)
-    show(result)
+    show(result | sum_up(result))
     report.show_line(f"-> {path}")
 
 
