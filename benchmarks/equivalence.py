@@ -56,3 +56,24 @@ def _quantiles() -> tuple[np.ndarray, np.ndarray]:
     """Numbers of pairs, and Student's quantile for each."""
     pairs = np.arange(2, MOST_PAIRS)
     return pairs, stats.t.ppf(1 - LEVEL, pairs - 1)
+
+
+def describe_equivalence(found: dict[str, Any]) -> str:
+    """What `compare_pairs` found between PyTorch and Flax, in a sentence."""
+    margin = f"{found['margin']:g} points"
+    if found["pairs"] < 2:
+        return f"Equivalence within {margin}: {found['pairs']} seeds in common, at least two are needed."
+    low, high = found["interval"]
+    facts = (
+        f"PyTorch - Flax {found['mean']:+.3f} points, 90 % confidence {low:+.3f} to {high:+.3f}, "
+        f"{found['pairs']} pairs, p = {found['p']:.2g}"
+    )
+    if found["equivalent"]:
+        return f"Equivalent within {margin}: {facts}."
+    needed = found["pairs_needed"]
+    more = (
+        f"with this mean and deviation it takes {needed} pairs, {max(needed - found['pairs'], 1)} more"
+        if needed
+        else "with this mean no number of pairs would do"
+    )
+    return f"Not shown to be equivalent within {margin}: {facts}; {more}."

@@ -1,30 +1,10 @@
-"""Put the figures of ``results/`` into README's tables: ``python -m benchmarks.readme``.
+"""README's tables."""
 
-Every table stands between ``<!-- NAME -->`` and ``<!-- end -->``; a test holds README to what this writes.
-"""
-
-import json
-import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+from benchmarks.reference import PUBLISHED
+from benchmarks.tables import FRAMEWORKS, Tables, load_results, markdown_table
 from recipe.networks import get_network
-
-ROOT = Path(__file__).parent.parent
-FRAMEWORKS = {"torch": "PyTorch", "jax": "Flax"}
-
-
-def load_results(pattern: str) -> Iterator[dict[str, Any]]:
-    """The result files whose names match, in alphabetical order."""
-    for path in sorted((ROOT / "results").glob(pattern)):
-        yield json.loads(path.read_text())
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown; all columns but the first two are right-aligned."""
-    rule = ["---" if column < 2 else "---:" for column in range(len(header))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
 
 
 def reference_table() -> str:
@@ -121,33 +101,33 @@ def inference_table() -> str:
     return markdown_table(["file", "runtime", *header], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {
+def seeds_table() -> str:
+    """Final accuracies over many seeds, beside the published single runs."""
+    rows = []
+    for result in load_results("seeds-*.json"):
+        published = PUBLISHED.get(result["network"])
+        for kind, found in result["summary"].items():
+            deviation = "" if found["deviation"] is None else f" ± {found['deviation']:.2f}"
+            rows.append(
+                [
+                    f"`{result['network']}`",
+                    FRAMEWORKS[kind],
+                    f"{result['parameters']:,}",
+                    str(result["recipe"]["epochs"]),
+                    f"**{found['mean']:.2f}**{deviation}",
+                    f"{found['minimum']:.2f}",
+                    str(found["seeds"]),
+                    f"{published['best']:.2f}, once" if published else "-",
+                ]
+            )
+    header = ["network", "framework", "parameters", "epochs", "mean ± deviation", "lowest", "seeds"]
+    return markdown_table([*header, "published"], rows)
+
+
+TABLES: Tables = {
+    "seeds": seeds_table,
     "reference": reference_table,
     "lockstep": lockstep_table,
     "training": training_table,
     "inference": inference_table,
 }
-
-
-def render(text: str) -> str:
-    """README with every table as the results have it.
-
-    Raises:
-        ValueError: a table has no place in it.
-    """
-    for name, table in TABLES.items():
-        pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, found = pattern.subn(lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", text)
-        if found != 1:
-            raise ValueError(f"README has {found} places for the table {name!r}")
-    return text
-
-
-def main() -> None:
-    """Rewrite README's tables."""
-    path = ROOT / "README.md"
-    path.write_text(render(path.read_text()))
-
-
-if __name__ == "__main__":
-    main()

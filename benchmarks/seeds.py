@@ -14,9 +14,9 @@ from rich.table import Table
 
 import jax_impl.train
 import torch_impl.train
-from benchmarks.equivalence import compare_pairs
+from benchmarks.equivalence import compare_pairs, describe_equivalence
 from benchmarks.machine import describe_machine
-from benchmarks.shifts import shifted_accuracy
+from benchmarks.shifts import score_shifts
 from recipe import data, report
 from recipe.checkpoint import FILE_NAME, Checkpoint, load_checkpoint
 from recipe.data import Split
@@ -106,11 +106,12 @@ def summarise_run(
     """Final and best accuracy (0 to 1), and the final one with test-time averaging over shifts."""
     accuracies = [entry["val_accuracy"] for entry in checkpoint.metrics]
     network, precision = checkpoint.network, checkpoint.config["precision"]
+    shifted = score_shifts(framework, network, recipe, split, checkpoint.tensors, precision)
     return {
         "final": accuracies[-1],
         "best": max(accuracies),
         "best_epoch": 1 + int(np.argmax(accuracies)),
-        "shifted": shifted_accuracy(framework, network, recipe, split, checkpoint.tensors, precision),
+        "shifted": shifted.averaged,
         "val_loss": checkpoint.metrics[-1]["val_loss"],
         "seconds": round(sum(entry["seconds"] for entry in checkpoint.metrics), 1),
         "device": checkpoint.config["device"],
@@ -230,27 +231,6 @@ def show(result: dict[str, Any]) -> None:
             f"with shifts {found['mean_shifted']:.3f}"
         )
     report.show_line(describe_equivalence(result["equivalence"]))
-
-
-def describe_equivalence(found: dict[str, Any]) -> str:
-    """The equivalence test in a sentence."""
-    margin = f"{found['margin']:g} points"
-    if found["pairs"] < 2:
-        return f"Equivalence within {margin}: {found['pairs']} seeds in common, at least two are needed."
-    low, high = found["interval"]
-    facts = (
-        f"PyTorch - Flax {found['mean']:+.3f} points, 90 % confidence {low:+.3f} to {high:+.3f}, "
-        f"{found['pairs']} pairs, p = {found['p']:.2g}"
-    )
-    if found["equivalent"]:
-        return f"Equivalent within {margin}: {facts}."
-    needed = found["pairs_needed"]
-    more = (
-        f"with this mean and deviation it takes {needed} pairs, {max(needed - found['pairs'], 1)} more"
-        if needed
-        else "with this mean no number of pairs would do"
-    )
-    return f"Not shown to be equivalent within {margin}: {facts}; {more}."
 
 
 def main(options: SeedsOptions) -> None:

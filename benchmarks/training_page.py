@@ -1,37 +1,11 @@
-"""Put the figures of ``results/`` into docs/speed.md's tables: ``python -m benchmarks.training_page``.
+"""The tables of docs/speed.md. What was not measured yet is named, with the command that does."""
 
-Like `benchmarks.readme`: a table stands between ``<!-- NAME -->`` and ``<!-- end -->``, and a test holds the
-page to what this writes. What was not measured yet is named, with the command that does.
-"""
-
-import json
-import re
-from collections.abc import Callable
 from typing import Any
 
-from benchmarks.readme import ROOT, markdown_table
+from benchmarks.tables import Tables, describe_origin, load_result, markdown_table, unmeasured
 from benchmarks.training_contenders import LABELS
 
-PAGE = ROOT / "docs" / "speed.md"
 PROFILED = 10  # operations shown
-
-
-def load(name: str) -> dict[str, Any] | None:
-    """A result file, if there is one."""
-    path = ROOT / "results" / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def unmeasured(command: str) -> str:
-    """What stands where there is no result."""
-    return f"Not measured yet: `python -m {command}`."
-
-
-def about(result: dict[str, Any]) -> str:
-    """Where and when."""
-    versions = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", "jax", "flax"))
-    device = result["gpu"] or f"{result['processor']}, {result['cores']} cores"
-    return f"{device}; {versions}; {result['date']}; `{result['command']}`."
 
 
 def steps_tables(networks: dict[str, Any]) -> str:
@@ -84,10 +58,10 @@ def ratios(speedups: dict[str, dict[str, float]]) -> str:
 
 def cpu_table() -> str:
     """The comparison on the CPU."""
-    result = load("training-cpu")
+    result = load_result("training-cpu")
     if result is None:
         return unmeasured("benchmarks.training")
-    return about(result) + "\n\n" + steps_tables(result["networks"])
+    return describe_origin(result) + "\n\n" + steps_tables(result["networks"])
 
 
 def batches_of(sizes: dict[str, dict[str, Any]]) -> str:
@@ -104,7 +78,7 @@ def batches_of(sizes: dict[str, dict[str, Any]]) -> str:
 
 def batches_table() -> str:
     """Batch sizes on the CPU."""
-    result = load("training-cpu")
+    result = load_result("training-cpu")
     if result is None or not result["batch_sizes"]:
         return unmeasured("benchmarks.training")
     return batches_of(result["batch_sizes"])
@@ -112,7 +86,7 @@ def batches_table() -> str:
 
 def profile_table() -> str:
     """Where a step's time goes."""
-    result = load("training-profile")
+    result = load_result("training-profile")
     if result is None:
         return unmeasured("benchmarks.training_profile")
     rows = []
@@ -123,13 +97,13 @@ def profile_table() -> str:
                 [LABELS[kind], f"`{name[:60]}`", f"{milliseconds:.2f}", f"{milliseconds / total:.0%}"]
             )
         rows.append([LABELS[kind], "all", f"{total:.2f}", ""])
-    head = f"{about(result)} `{result['network']}`, {result['recipe']}, batch {result['batch']}."
+    head = f"{describe_origin(result)} `{result['network']}`, {result['recipe']}, batch {result['batch']}."
     return head + "\n\n" + markdown_table(["", "operation", "ms a step", "share"], rows)
 
 
 def precision_table() -> str:
     """float32 beside bfloat16."""
-    result = load("training-precision")
+    result = load_result("training-precision")
     if result is None:
         return unmeasured("benchmarks.training_precision")
     rows = [
@@ -138,7 +112,7 @@ def precision_table() -> str:
         for precision, figures in precisions.items()
     ]
     header = ["", "precision", "ms a step", "validation accuracy after one epoch"]
-    head = f"{about(result)} `{result['network']}`, {result['recipe']}, {result['data']['name']}."
+    head = f"{describe_origin(result)} `{result['network']}`, {result['recipe']}, {result['data']['name']}."
     return head + "\n\n" + markdown_table(header, rows)
 
 
@@ -162,7 +136,7 @@ def accuracy_rows(found: dict[str, Any]) -> str:
 
 def accuracy_table() -> str:
     """Time to 99.4 % on the CPU."""
-    result = load("training-accuracy")
+    result = load_result("training-accuracy")
     if result is None:
         return unmeasured(
             "benchmarks.training --network net10040 --rounds 1 --epochs 0 --batches --time-to-accuracy "
@@ -171,22 +145,22 @@ def accuracy_table() -> str:
     tables = [
         f"`{network}`:\n\n{accuracy_rows(found)}" for network, found in result["time_to_accuracy"].items()
     ]
-    return about(result) + "\n\n" + "\n\n".join(tables)
+    return describe_origin(result) + "\n\n" + "\n\n".join(tables)
 
 
 def gpu_table() -> str:
     """Everything that `benchmarks.gpu` found."""
-    training = load("gpu-training")
+    training = load_result("gpu-training")
     if training is None:
         return unmeasured("benchmarks.gpu")
-    parts = [about(training), steps_tables(training["found"])]
-    if (accuracy := load("gpu-time-to-accuracy")) and "failure" not in accuracy["found"]:
+    parts = [describe_origin(training), steps_tables(training["found"])]
+    if (accuracy := load_result("gpu-time-to-accuracy")) and "failure" not in accuracy["found"]:
         parts.append(accuracy_rows(accuracy["found"]))
-    if reduced := load("gpu-bfloat16"):
+    if reduced := load_result("gpu-bfloat16"):
         parts += ["In bfloat16:", steps_tables(reduced["found"])]
-    if (batches := load("gpu-batches")) and "failure" not in batches["found"]:
+    if (batches := load_result("gpu-batches")) and "failure" not in batches["found"]:
         parts.append(batches_of(batches["found"]))
-    if tries := load("gpu-tries"):
+    if tries := load_result("gpu-tries"):
         rows = [
             [f"`{name}`", found.get("failure") or f"{found['step_ms']['median']:.3f} ms a step"]
             for name, found in tries["found"].items()
@@ -195,7 +169,7 @@ def gpu_table() -> str:
     return "\n\n".join(parts)
 
 
-TABLES: dict[str, Callable[[], str]] = {
+TABLES: Tables = {
     "cpu": cpu_table,
     "batches": batches_table,
     "profile": profile_table,
@@ -203,21 +177,3 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy": accuracy_table,
     "gpu": gpu_table,
 }
-
-
-def render(text: str) -> str:
-    """The page with every table as the results have it.
-
-    Raises:
-        ValueError: a table has no place in it.
-    """
-    for name, table in TABLES.items():
-        pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, found = pattern.subn(lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", text)
-        if found != 1:
-            raise ValueError(f"{PAGE} has {found} places for the table {name!r}")
-    return text
-
-
-if __name__ == "__main__":
-    PAGE.write_text(render(PAGE.read_text()))

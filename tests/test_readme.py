@@ -1,24 +1,36 @@
-"""README says what the results say, and its commands are the ones that are run."""
+"""The documents say what the results say, and README's commands are the ones that are run."""
 
 import re
-from pathlib import Path
 
-from benchmarks.readme import TABLES, render
+import pytest
 
-ROOT = Path(__file__).parent.parent
+from benchmarks import readme
+from benchmarks.pages import PAGES
+from benchmarks.tables import ROOT, fill_tables
+
 README = (ROOT / "README.md").read_text()
 
 
-def test_tables_are_what_the_results_say():
-    assert render(README) == README, "run python -m benchmarks.readme"
+@pytest.mark.parametrize("name", PAGES)
+def test_tables_are_what_the_results_say(name):
+    page = (ROOT / name).read_text()
+    assert fill_tables(page, PAGES[name]) == page, "run python -m benchmarks.pages"
+
+
+def test_a_figure_that_was_changed_by_hand_is_seen():
     changed = re.sub(r"99\.\d\d", "99.99", README)
     assert changed != README
-    assert render(changed) != changed, "a figure that was changed by hand is seen"
+    assert fill_tables(changed, readme.TABLES) != changed
 
 
-def test_every_table_has_its_place():
-    for name in TABLES:
+def test_every_table_of_readme_is_measured():
+    for name in readme.TABLES:
         assert f"<!-- {name} -->\n|" in README
+
+
+def test_a_table_without_a_place_is_an_error():
+    with pytest.raises(ValueError, match="0 places for the table 'speed'"):
+        fill_tables("nothing", {"speed": str})
 
 
 def test_ci_runs_readmes_test_command():
