@@ -67,8 +67,3 @@ def test_test_images_are_never_looked_at(mnist, tmp_path, monkeypatch):
 
 SHIFTED = {"each": 0.9, "averaged": 0.9, "loss": 0.3}
 FOUND = {"final": 0.9, "val_loss": 0.3, "train_loss": 0.4, "shifted": SHIFTED}
-    "final": 0.9,
-    "val_loss": 0.3,
-    "train_loss": 0.4,
-    "shifted": {"each": 0.9, "averaged": 0.9, "loss": 0.3},
-}
