@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from benchmarks.machine import describe_machine
-from benchmarks.training_contenders import with_batch
+from benchmarks.training_contenders import SCRIPTED, with_batch
 from benchmarks.training_report import draw, show_batches, show_steps, show_time_to_target
 from benchmarks.training_runs import KINDS, measure_batches, measure_steps, measure_time_to_target
 from benchmarks.training_workers import workers_environment
 from recipe import data, report
 from recipe.errors import UserError
 from recipe.files import write_atomically
-from recipe.networks import NETWORKS
 from recipe.options import MAX_BATCH, PRECISIONS, check_choice, check_range, choice, run_command
 from recipe.recipes import RECIPES, Recipe, get_recipe
 from torch_impl.data import read_mnist
@@ -25,7 +24,7 @@ from torch_impl.data import read_mnist
 class TrainingOptions:
     """Time training steps and epochs in both frameworks against scripts as people write them."""
 
-    network: Annotated[str, choice(*NETWORKS, "both")] = "both"
+    network: Annotated[str, choice(*SCRIPTED, "both")] = "both"
     """Which network."""
     recipe: Annotated[str, choice(*RECIPES)] = "reference"
     """Which hyperparameters; the scripts' own are those of `reference`."""
@@ -62,7 +61,7 @@ class TrainingOptions:
         Raises:
             UserError: naming the first faulty option.
         """
-        check_choice("--network", self.network, *NETWORKS, "both")
+        check_choice("--network", self.network, *SCRIPTED, "both")
         check_choice("--recipe", self.recipe, *RECIPES)
         check_choice("--frameworks", self.frameworks, "torch", "jax", "both")
         check_choice("--precision", self.precision, *PRECISIONS)
@@ -79,7 +78,7 @@ class TrainingOptions:
 
     def recipes(self) -> dict[str, Recipe]:
         """The recipe of each network to be measured."""
-        networks = [*NETWORKS] if self.network == "both" else [self.network]
+        networks = [*SCRIPTED] if self.network == "both" else [self.network]
         return {name: with_batch(get_recipe(name, self.recipe), self.batch) for name in networks}
 
 

@@ -191,10 +191,18 @@ def _net9954() -> list[Operation]:
     ]
 
 
+def _net9555() -> list[Operation]:
+    """This project's own: narrow and deep, which the hold-out preferred (docs/recipe.md)."""
+    block: list[Operation] = [Conv(13, pad=1, bias=False), Norm(), Relu()]
+    stages = [*block * 2, MaxPool(), *block * 2, MaxPool(), *block * 3]
+    return [*stages, Average(), Conv(CLASSES, kernel=1, bias=False)]
+
+
 NETWORKS: Mapping[str, Network] = MappingProxyType(
     {
         "net10040": build_network("net10040", _net10040()),
         "net9954": build_network("net9954", _net9954()),
+        "net9555": build_network("net9555", _net9555()),
     }
 )
 

@@ -20,11 +20,11 @@ from benchmarks import training_page, training_precision, training_profile, trai
 from benchmarks.baselines import flax_script, torch_script
 from benchmarks.tables import ROOT, fill_tables
 from benchmarks.training import TrainingOptions, main
-from benchmarks.training_contenders import Contender, LockstepTrainer, TorchScript, step_flops
+from benchmarks.training_contenders import SCRIPTED, Contender, LockstepTrainer, TorchScript, step_flops
 from benchmarks.training_workers import Worker, workers_environment
 from recipe.data import Split
 from recipe.errors import UserError
-from recipe.networks import NETWORKS, get_network
+from recipe.networks import get_network
 from recipe.recipes import get_recipe
 from torch_impl.model import ConvNet
 
@@ -57,7 +57,7 @@ def test_an_epoch_of_net10040_is_1_26_tflop():
     assert round(step_flops(get_network("net10040"), 60_000) / 1e12, 2) == 1.26
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", SCRIPTED)
 def test_the_scripts_train_the_same_networks(name):
     model, optimizer = torch_script.make_model(name, "cpu")
     recipe = get_recipe(name, "reference")
