@@ -49,9 +49,8 @@ class SeedsTrainer:
         products: bool | None = None,
     ):
         configure(precision)
-        if products is None:
-            products = select_device(device).platform == "gpu"
-        model = ConvNet(network, recipe.dropout, products)
+        on_gpu = select_device(device).platform == "gpu"
+        model = ConvNet(network, recipe.dropout, on_gpu if products is None else products)
         self.seeds = seeds
         self.trainer = Trainer(
             network, recipe, split, device, precision, model, train_seeds_steps, seeds_logits
@@ -65,7 +64,8 @@ class SeedsTrainer:
         for each in tensors:
             self.trainer.load(each)
             states.append(self.trainer.state)
-        self.trainer.state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+        self.trainer.state = jax.device_put(stacked, self.trainer.place, may_alias=False)
 
     def tensors(self) -> list[Tensors]:
         """The canonical state of each seed."""

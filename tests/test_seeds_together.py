@@ -1,8 +1,8 @@
 """Many seeds trained at once are each the run that its seed gives alone, in both frameworks.
 
-Tolerance. float64: the same sums in another order, which moves a gradient by about 1e-14 relative and, over
-the few steps here, nothing by more than `BOUND`; absolute for losses and logits, which are about 1, relative
-to the norm for tensors. The smallest fault below moves a loss by 1e-5 or more.
+Tolerance. float64: the same sums in another order. Measured here: losses and logits within 1e-15 of the run
+alone and 1e-14 of the other framework, tensors within 6e-14 and 4e-13 relative to their norm. The bounds
+leave a factor of ten and more and are far below what any fault at the end gives.
 """
 
 import dataclasses
@@ -11,27 +11,29 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
-import jax_impl.model
+import jax_impl.ops
 import jax_impl.seeds
 import jax_impl.train
-import recipe.seeds
 import torch_impl.model
 import torch_impl.seeds
 import torch_impl.train
 from benchmarks.lockstep import relative_difference, turn_everything_on
 from recipe.data import Split
-from recipe.networks import NETWORKS, get_network
+from recipe.networks import NETWORKS, Conv, Layer, get_network
 from recipe.plan import Plan, make_plan
 from recipe.recipes import RECIPES, Recipe, get_recipe
 from recipe.run import initial_tensors
+from recipe.seeds import stack_plans
 
-BOUND = 1e-12
-SEEDS = (0, 1, 7)
-STEPS = 3
+LOSS_BOUND, TENSOR_BOUND = 1e-12, 5e-12  # absolute; relative to the norm
+SEEDS = (0, 7)
+STEPS = 4
+HALVES = (slice(0, 2), slice(2, 4))  # two calls, as a run of two epochs takes
 IMPLEMENTATIONS = {"torch": (torch_impl.train, torch_impl.seeds), "jax": (jax_impl.train, jax_impl.seeds)}
 
 
@@ -49,7 +51,7 @@ def few(digits) -> Split:
 def small(network: str, recipe_name: str) -> Recipe:
     """Dropout, augmentation and label smoothing on, and few images a step."""
     chosen = turn_everything_on(get_recipe(network, recipe_name))
-    return dataclasses.replace(chosen, batch=16, label_smoothing=0.1)
+    return dataclasses.replace(chosen, batch=8, label_smoothing=0.1)
 
 
 def plans(network: str, chosen: Recipe, images: int, seeds=SEEDS) -> list[Plan]:
@@ -70,12 +72,11 @@ class Outcome:
 def train_together(
     kind: str, network: str, chosen: Recipe, split: Split, products: bool = False, precision: str = "float64"
 ) -> Outcome:
-    """In two calls, as a run of two epochs takes."""
     make = IMPLEMENTATIONS[kind][1].SeedsTrainer
     trainer = make(get_network(network), chosen, split, "cpu", precision, len(SEEDS), products)
     trainer.load([initial_tensors(get_network(network), chosen, seed, precision) for seed in SEEDS])
     given = plans(network, chosen, len(split.train_images))
-    parts = [trainer.train([plan[steps] for plan in given]) for steps in (slice(0, 1), slice(1, STEPS))]
+    parts = [trainer.train([plan[half] for plan in given]) for half in HALVES]
     losses, correct = (np.concatenate(arrays).T for arrays in zip(*parts, strict=True))
     return Outcome(losses, correct, trainer.tensors(), trainer.predict(), trainer.evaluate())
 
@@ -89,7 +90,10 @@ def train_alone(kind: str, network: str, chosen: Recipe, split: Split) -> Outcom
         zip(SEEDS, plans(network, chosen, len(split.train_images)), strict=True)
     ):
         trainer.load(initial_tensors(get_network(network), chosen, seed, "float64"))
-        outcome.losses[index], outcome.correct[index] = trainer.train(plan, lambda _: None)
+        for half in HALVES:
+            outcome.losses[index, half], outcome.correct[index, half] = trainer.train(
+                plan[half], lambda _: None
+            )
         outcome.tensors.append(trainer.tensors())
         logits.append(trainer.predict())
         outcome.evaluation.append(trainer.evaluate())
@@ -98,16 +102,16 @@ def train_alone(kind: str, network: str, chosen: Recipe, split: Split) -> Outcom
 
 
 def assert_same(found: Outcome, expected: Outcome) -> None:
-    np.testing.assert_allclose(found.losses, expected.losses, rtol=0, atol=BOUND)
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=0, atol=LOSS_BOUND)
     np.testing.assert_array_equal(found.correct, expected.correct)
-    np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=BOUND)
-    np.testing.assert_allclose(found.evaluation, expected.evaluation, rtol=0, atol=BOUND)
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=LOSS_BOUND)
+    np.testing.assert_allclose(found.evaluation, expected.evaluation, rtol=0, atol=LOSS_BOUND)
     assert len(found.tensors) == len(expected.tensors) == len(SEEDS)
     for ours, theirs in zip(found.tensors, expected.tensors, strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours:
             assert ours[name].shape == theirs[name].shape
-            assert relative_difference(ours[name], theirs[name]) <= BOUND, name
+            assert relative_difference(ours[name], theirs[name]) <= TENSOR_BOUND, name
 
 
 @pytest.mark.parametrize("recipe_name", RECIPES)
@@ -118,14 +122,125 @@ def test_every_seed_is_the_run_it_is_alone_and_the_frameworks_agree(name, recipe
     for kind, outcome in together.items():
         assert_same(outcome, train_alone(kind, name, chosen, few))
     assert_same(together["jax"], together["torch"])
-    losses = together["torch"].losses
+    losses, logits = together["torch"].losses, together["torch"].logits
     assert len(np.unique(losses)) == losses.size, "seeds and steps differ"
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("kind", IMPLEMENTATIONS)
+# net10040 in Flax takes too long to compile; its convolutions are among those of the next test.
+@pytest.mark.parametrize(("kind", "name"), [("torch", "net10040"), ("torch", "net9954"), ("jax", "net9954")])
 def test_convolutions_as_products_are_the_same(kind, name, few):
     chosen = small(name, "tuned")
     assert_same(
         train_together(kind, name, chosen, few, products=True), train_together(kind, name, chosen, few)
     )
+
+
+@pytest.mark.parametrize(("size", "pad"), [(3, 0), (3, 1), (1, 0)])
+@pytest.mark.parametrize(("channels", "filters"), [(1, 8), (8, 16)])
+def test_convolutions_of_many_seeds(size, pad, channels, filters, rng):
+    """Both ways, batched over kernels, values and gradients against PyTorch's grouped convolution."""
+    jax.config.update("jax_enable_x64", True)
+    seeds, images, side = len(SEEDS), 4, 7
+    x = rng.normal(size=(images, seeds * channels, side, side))
+    module = torch_impl.model.build_layer(recipe_layer(channels, filters, size, pad, side), seeds)
+    assert isinstance(module, torch.nn.Conv2d)
+    module.double()
+    results = []
+    for convolve in (torch_impl.model.convolve, torch_impl.model.convolve_by_products):
+        given = torch.from_numpy(x).requires_grad_()
+        y = convolve(module, given)
+        module.zero_grad()
+        y.square().sum().backward()
+        assert module.weight.grad is not None and given.grad is not None
+        results.append([tensor.detach().clone() for tensor in (y, given.grad, module.weight.grad)])
+    for found, expected in zip(results[1], results[0], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+    apart = jnp.asarray(x.reshape(images, seeds, channels, side, side).transpose(1, 0, 3, 4, 2))
+    weight = module.weight.numpy(force=True).reshape(seeds, filters, channels, size, size)
+    kernels = jnp.asarray(weight.transpose(0, 3, 4, 2, 1))
+    y, gradient_x, gradient_weight = (np.asarray(each) for each in results[0])
+    expected = (
+        y.reshape(images, seeds, filters, *y.shape[2:]).transpose(1, 0, 3, 4, 2),
+        gradient_x.reshape(images, seeds, channels, side, side).transpose(1, 0, 3, 4, 2),
+        gradient_weight.reshape(weight.shape).transpose(0, 3, 4, 2, 1),
+    )
+    for convolve in (jax_impl.ops.conv2d, jax_impl.ops.conv2d_by_products):
+        together = jax.vmap(lambda x, kernel, convolve=convolve: convolve(x, kernel, pad))
+        y, pull = jax.vjp(together, apart, kernels)
+        for found, wanted in zip((y, *pull(2 * y)), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def recipe_layer(channels: int, filters: int, size: int, pad: int, side: int) -> Layer:
+    smaller = side + 2 * pad - size + 1
+    shapes = (channels, side, side), (filters, smaller, smaller)
+    return Layer("conv1", Conv(filters, size, pad, bias=False), *shapes)
+
+
+# ---------------------------------------------------------------------------- the tests fail when they should
+
+
+def other_seeds_dropout(plan: Plan) -> Plan:
+    keys = plan.keys.copy()
+    keys[:, 1] = keys[:, 0]
+    return dataclasses.replace(plan, keys=keys)
+
+
+def other_seeds_images(plan: Plan) -> Plan:
+    return dataclasses.replace(plan, images=plan.images[:, ::-1].copy())
+
+
+def one_warp_unit(plan: Plan) -> Plan:
+    maps = plan.maps.copy()
+    maps[0, 1, 0, 2] += 256  # one image of one seed by 1/256 pixel
+    return dataclasses.replace(plan, maps=maps)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        ("torch", other_seeds_dropout),
+        ("torch", other_seeds_images),
+        ("torch", one_warp_unit),
+        ("jax", other_seeds_dropout),
+    ],
+)
+def test_a_deliberate_fault_is_found(kind, fault, few, monkeypatch):
+    module, chosen = IMPLEMENTATIONS[kind][1], small("net9954", "tuned")
+    original = module.stack_plans
+    monkeypatch.setattr(module, "stack_plans", lambda plans: fault(original(plans)))
+    found = train_together(kind, "net9954", chosen, few)
+    with pytest.raises(AssertionError):
+        assert_same(found, train_alone("torch", "net9954", chosen, few))
+
+
+def test_plans_of_different_schedules_are_refused(few):
+    chosen = small("net9954", "tuned")
+    ours = plans("net9954", chosen, len(few.train_images), [0])
+    theirs = plans("net9954", dataclasses.replace(chosen, peak_rate=0.2), len(few.train_images), [1])
+    with pytest.raises(AssertionError):
+        stack_plans([*ours, *theirs])
+
+
+COMPILED = """
+import torch._dynamo.utils as dynamo
+from tests import test_seeds_together as tests
+from recipe import data
+split = data.split(data.load_digits(), "test")
+few = split._replace(val_images=split.val_images[:60], val_labels=split.val_labels[:60])
+chosen = tests.small("net9954", "tuned")
+found = tests.train_together("torch", "net9954", chosen, few, products=True)
+assert dynamo.counters["stats"]["unique_graphs"] == 1 and not dynamo.counters["graph_break"]
+tests.assert_same(found, tests.train_alone("torch", "net9954", chosen, few))
+"""
+
+
+@pytest.mark.slow
+def test_the_step_of_many_seeds_compiles_as_one_graph():
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHDYNAMO_DISABLE"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr

@@ -109,8 +109,8 @@ def number_elements(shape: Shape) -> Tensor:
 def drop(x: Tensor, rate: float, key: Tensor, within: Tensor | None = None) -> Tensor:
     """Dropout of (N, C, H, W) by the hash of `recipe.chance.keep_mask`; of (N, seeds * C, H, W) by many keys.
 
-    The key is int32 (2,), of many seeds (seeds, 2). ``within``, from `number_elements`, is only for speed: compiled code reads numbers faster from memory in
-    x's layout than it works them out.
+    The key is int32 (2,), of many seeds (seeds, 2). ``within``, from `number_elements`, is only for speed:
+    compiled code reads numbers faster from memory in x's layout than it works them out.
     """
     shape = x.shape
     if key.ndim == 2:

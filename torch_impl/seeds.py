@@ -47,9 +47,8 @@ class SeedsTrainer:
         seeds: int,
         products: bool | None = None,
     ):
-        if products is None:
-            products = select_device(device).type == "cuda"
-        model = ConvNet(network, recipe.dropout, seeds, products)
+        on_gpu = select_device(device).type == "cuda"
+        model = ConvNet(network, recipe.dropout, seeds, on_gpu if products is None else products)
         self.seeds = seeds
         self.trainer = Trainer(network, recipe, split, device, precision, model, seeds_loss)
         self.device = self.trainer.device
