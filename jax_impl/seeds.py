@@ -22,7 +22,7 @@ from recipe.plan import Plan
 from recipe.recipes import Recipe
 from recipe.seeds import stack_plans
 
-EVALUATION_BATCH = 4000  # images at once, of all seeds together
+EVALUATION_BATCH = 2000  # images at once, of all seeds together
 
 
 class SeedsTrainer:

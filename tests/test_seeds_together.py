@@ -23,7 +23,10 @@ import torch_impl.model
 import torch_impl.seeds
 import torch_impl.train
 from benchmarks.lockstep import relative_difference, turn_everything_on
+from benchmarks.seeds_together import check_finite, train_seeds_together
+from benchmarks.shifts import shifted_accuracy
 from recipe.data import Split
+from recipe.errors import UserError
 from recipe.networks import NETWORKS, Conv, Layer, get_network
 from recipe.plan import Plan, make_plan
 from recipe.recipes import RECIPES, Recipe, get_recipe
@@ -177,6 +180,34 @@ def recipe_layer(channels: int, filters: int, size: int, pad: int, side: int) ->
     smaller = side + 2 * pad - size + 1
     shapes = (channels, side, side), (filters, smaller, smaller)
     return Layer("conv1", Conv(filters, size, pad, bias=False), *shapes)
+
+
+def test_accuracies_of_many_seeds_are_those_of_each(few):
+    """To the end of a recipe, with what `benchmarks.seeds` says of each seed."""
+    few = few._replace(train_images=few.train_images[:200], train_labels=few.train_labels[:200])
+    chosen = dataclasses.replace(get_recipe("net9954", "tuned"), epochs=2, batch=64)
+    network = get_network("net9954")
+    found = train_seeds_together("torch", network, chosen, few, SEEDS, "cpu", "float64")
+    assert list(found) == list(SEEDS)
+    framework = torch_impl.train.FRAMEWORK
+    trainer = framework.trainer(network, chosen, few, "cpu", "float64")
+    for seed in SEEDS:
+        trainer.load(initial_tensors(network, chosen, seed, "float64"))
+        evaluations = []
+        for epoch in range(2):
+            trainer.train(make_plan(network, chosen, seed, 200, 3 * epoch, 3 * epoch + 3), lambda _: None)
+            evaluations.append(trainer.evaluate())
+        assert found[seed]["accuracies"] == [accuracy for _, accuracy in evaluations]
+        assert found[seed]["val_loss"] == pytest.approx(evaluations[-1][0], abs=LOSS_BOUND)
+        shifted = shifted_accuracy(framework, network, chosen, few, trainer.tensors(), "float64")
+        assert found[seed]["shifted"] == shifted
+
+
+def test_a_loss_that_is_no_number_is_refused():
+    losses = np.ones((5, 2))
+    losses[3, 1] = np.nan
+    with pytest.raises(UserError, match="seed 7: the loss is nan at step 3 of epoch 4"):
+        check_finite(losses, (0, 7), 4)
 
 
 # ---------------------------------------------------------------------------- the tests fail when they should

@@ -21,7 +21,7 @@ from recipe.warp import SIDE
 from torch_impl.model import ConvNet
 from torch_impl.train import Trainer, prepare_images, select_device
 
-EVALUATION_BATCH = 4000  # images at once, of all seeds together
+EVALUATION_BATCH = 2000  # images at once, of all seeds together
 
 
 class SeedsTrainer:
