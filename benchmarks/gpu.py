@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import describe_machine
+from benchmarks.seeds_workers import measure_seeds
 from benchmarks.training_contenders import Contender, with_batch
 from benchmarks.training_report import show_batches, show_steps, show_time_to_target
 from benchmarks.training_runs import KINDS, measure_batches, measure_steps, measure_time_to_target
@@ -27,7 +28,7 @@ from recipe.data import Split
 from recipe.errors import UserError
 from recipe.files import write_atomically
 from recipe.networks import NETWORKS, get_network
-from recipe.options import check_range, run_command
+from recipe.options import check_choice, check_range, run_command
 from recipe.recipes import get_recipe
 from torch_impl.data import read_mnist
 
@@ -60,6 +61,8 @@ class GpuOptions:
     """Folder with the four original MNIST files (or set MNIST_DIR)."""
     tries: bool = True
     """At the end, also time some compiler settings that are not the default."""
+    parts: tuple[str, ...] = ()
+    """Only these parts, by the names of their result files; all if none is given."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Scale:
     schedules: tuple[int, ...] = SHORT_SCHEDULES
     batches: tuple[int, ...] = (64, 128, 512, 2048)
     batch: int | None = None  # of the steps and epochs, the recipe's if None
+    seeds: int = 20  # trained at once
     tries: bool = True
 
     def ours(self) -> list[str]:
@@ -178,6 +182,20 @@ def measure_accuracy(scale: Scale, split: Split, deadline: float) -> dict[str, A
     return found
 
 
+def measure_many_seeds(scale: Scale, split: Split, deadline: float) -> dict[str, Any]:
+    """Many seeds of each network at once, by `tuned`, to its end."""
+    found = {}
+    for network in scale.networks:
+        recipe = with_batch(get_recipe(network, "tuned"), scale.batch)
+        if not scale.schedules:
+            recipe = replace(recipe, epochs=1)
+        found[network] = measure_seeds(
+            network, recipe, split, kinds=scale.ours(), seeds=scale.seeds, steps=scale.steps,
+            device=scale.device, deadline=deadline,
+        )  # fmt: skip
+    return found
+
+
 def measure_scaling(scale: Scale, split: Split, deadline: float) -> dict[str, Any]:
     """Time per image and memory by batch size."""
     network = scale.networks[0]
@@ -215,15 +233,24 @@ PARTS: dict[str, Callable[[Scale, Split, float], dict[str, Any]]] = {
     "gpu-lockstep": check_parity,
     "gpu-training": measure_training,
     "gpu-time-to-accuracy": measure_accuracy,
+    "gpu-seeds": measure_many_seeds,
     "gpu-bfloat16": measure_bfloat16,
     "gpu-batches": measure_scaling,
     "gpu-tries": measure_tries,
 }
 
 
-def measure(scale: Scale, split: Split, about: dict[str, Any], out: Path, deadline: float = math.inf) -> None:
-    """Do all parts in order, each into a file of its own."""
-    for name, part in PARTS.items():
+def measure(
+    scale: Scale,
+    split: Split,
+    about: dict[str, Any],
+    out: Path,
+    deadline: float = math.inf,
+    parts: Sequence[str] = (),
+) -> None:
+    """Do all parts in order, or those named, each into a file of its own."""
+    for name in parts or PARTS:
+        part = PARTS[name]
         if time.monotonic() > deadline:
             report.show_notice(f"no time left for {name}")
             continue
@@ -258,6 +285,8 @@ def main(options: GpuOptions) -> None:
     """Measure as the command line says."""
     deadline = time.monotonic() + 60 * options.minutes
     check_range("--minutes", math.ceil(options.minutes), 1, 600)
+    for part in options.parts:
+        check_choice("--parts", part, *PARTS)
     with workers_environment("cuda", fresh_caches=False):
         check_cuda()
     loaded = data.load("mnist", options.data_dir, read_mnist)
@@ -267,7 +296,7 @@ def main(options: GpuOptions) -> None:
         "data": {"name": loaded.dataset.name, "fingerprint": loaded.dataset.fingerprint},
     }
     with workers_environment("cuda", fresh_caches=True):
-        measure(Scale(tries=options.tries), split, about, options.out, deadline)
+        measure(Scale(tries=options.tries), split, about, options.out, deadline, options.parts)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from jax_impl.ops import batch_norm, conv2d, max_pool
+from jax_impl.ops import batch_norm, conv2d, conv2d_by_products, max_pool
 from recipe.chance import keep_mask
 from recipe.checkpoint import Tensors
 from recipe.networks import Average, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu
@@ -18,13 +18,19 @@ BN_MOMENTUM, BN_EPSILON = 0.1, 1e-5  # as PyTorch means them: the new statistics
 
 
 class ConvNet(nnx.Module):
-    """A network of `recipe.networks`; its modules bear the table's layer names."""
+    """A network of `recipe.networks`; its modules bear the table's layer names.
 
-    def __init__(self, network: Network, dropout: float):
+    Args:
+        network: the layers.
+        dropout: probability of dropping.
+        products: compute convolutions by `conv2d_by_products`.
+    """
+
+    def __init__(self, network: Network, dropout: float, products: bool = False):
         self.network = network
         self.dropout = dropout
         for layer in network.layers:
-            if (module := build_layer(layer)) is not None:
+            if (module := build_layer(layer, products)) is not None:
                 setattr(self, layer.name, module)
 
     def __call__(self, x: Array, keys: Array | None = None, train: bool = False) -> Array:
@@ -61,14 +67,16 @@ class ConvNet(nnx.Module):
 class Convolution(nnx.Module):
     """Convolution with explicit padding; ``nnx.Conv``'s parameters under the same names."""
 
-    def __init__(self, channels: int, filters: int, kernel: int, pad: int, bias: bool):
+    def __init__(self, channels: int, filters: int, kernel: int, pad: int, bias: bool, products: bool):
         self.kernel = nnx.Param(jnp.zeros((kernel, kernel, channels, filters)))
         self.bias = nnx.Param(jnp.zeros(filters)) if bias else None
         self.pad = pad
+        self.products = products
 
     def __call__(self, x: Array) -> Array:
         """(N, H, W, channels) -> (N, H', W', filters), in x's type, which may be less precise."""
-        y = conv2d(x, self.kernel[...].astype(x.dtype), self.pad)
+        convolve = conv2d_by_products if self.products else conv2d
+        y = convolve(x, self.kernel[...].astype(x.dtype), self.pad)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -95,12 +103,12 @@ class BatchNorm(nnx.Module):
         return y
 
 
-def build_layer(layer: Layer) -> nnx.Module | None:
+def build_layer(layer: Layer, products: bool) -> nnx.Module | None:
     """The module that holds a layer's tensors; None for a layer without any."""
     channels = layer.in_shape[0]
     match layer.operation:
         case Conv(filters, kernel, pad, bias):
-            return Convolution(channels, filters, kernel, pad, bias)
+            return Convolution(channels, filters, kernel, pad, bias, products)
         case Norm():
             return BatchNorm(channels)
     return None

@@ -59,16 +59,29 @@ def configure(precision: str) -> None:
 
 
 class Trainer:
-    """Model, optimizer and data on one device; see `recipe.run.Trainer`."""
+    """Model, optimizer and data on one device; see `recipe.run.Trainer`.
 
-    def __init__(self, network: Network, recipe: Recipe, split: Split, device: str, precision: str):
+    `jax_impl.seeds` gives it another model, and steps and logits over many states.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        split: Split,
+        device: str,
+        precision: str,
+        model: ConvNet | None = None,
+        steps: Callable[..., Any] | None = None,
+        val_logits: Callable[..., Array] | None = None,
+    ):
         configure(precision)
         self.network, self.recipe = network, recipe
         self.place = place = select_device(device)
         self.dtype, self.compute = map(jnp.dtype, PRECISIONS[precision])
         self.device = place.device_kind if place.platform == "gpu" else "cpu"
         self.graph, parameters, statistics = nnx.split(
-            ConvNet(network, recipe.dropout), nnx.Param, nnx.BatchStat
+            model or ConvNet(network, recipe.dropout), nnx.Param, nnx.BatchStat
         )
         self.optimizer = make_optimizer(recipe)
         average = (parameters, statistics) if recipe.ema is not None else None
@@ -77,10 +90,9 @@ class Trainer:
         self.train_labels = jax.device_put(split.train_labels.astype(np.int32), place)
         self.val_images = jax.device_put(pad(split.val_images), place)
         self.val_labels = jax.device_put(split.val_labels.astype(np.int32), place)
-        self.steps = jax.jit(
-            partial(train_steps, self.graph, self.optimizer, recipe, self.compute), donate_argnums=0
-        )
-        self.logits = jax.jit(partial(logits, self.graph, self.compute))
+        take = partial(steps or train_steps, self.graph, self.optimizer, recipe, self.compute)
+        self.steps = jax.jit(take, donate_argnums=0)
+        self.logits = jax.jit(partial(val_logits or logits, self.graph, self.compute))
 
     def load(self, tensors: Tensors) -> None:
         """Take over a canonical state."""
@@ -133,12 +145,11 @@ class Trainer:
         """Logits (N, 10) of the validation images, by the averaged weights if there are any."""
         return np.asarray(self.val_logits())
 
-    def val_logits(self) -> Array:
-        """`predict`'s logits on the device."""
+    def val_logits(self, batch: int = EVALUATION_BATCH) -> Array:
+        """`predict`'s logits on the device, of so many images at once."""
         model = self.state.average or (self.state.parameters, self.state.statistics)
-        starts = range(0, len(self.val_images), EVALUATION_BATCH)
-        batches = [self.val_images[start : start + EVALUATION_BATCH] for start in starts]
-        return jnp.concatenate([self.logits(*model, batch) for batch in batches])
+        batches = [self.val_images[start : start + batch] for start in range(0, len(self.val_images), batch)]
+        return jnp.concatenate([self.logits(*model, images) for images in batches], axis=-2)
 
     def evaluate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation images."""

@@ -262,7 +262,7 @@ def test_the_parts_of_the_gpu_script_work(tiny, tmp_path, monkeypatch):
     """On the CPU and in small; lockstep and its figures are tests/test_parity.py's matter."""
     scale = benchmarks.gpu.Scale(
         device="cpu", networks=("net9954",), kinds=("torch",), rounds=1, steps=2, epochs=1, schedules=(),
-        batches=(16,), batch=16, tries=False,
+        batches=(16,), batch=16, tries=False, seeds=2,
     )  # fmt: skip
     monkeypatch.setitem(benchmarks.gpu.PARTS, "gpu-lockstep", lambda *_: {"net9954": {}})
     benchmarks.gpu.measure(scale, tiny, {"about": "test"}, tmp_path)
@@ -272,6 +272,8 @@ def test_the_parts_of_the_gpu_script_work(tiny, tmp_path, monkeypatch):
     assert "failure" not in found["gpu-bfloat16"]["net9954"]
     assert len(found["gpu-time-to-accuracy"]["torch"]) == 1
     assert found["gpu-batches"]["torch"].keys() == {"16"}
+    seeds = found["gpu-seeds"]["net9954"]["torch"]
+    assert seeds["step_ms"].keys() == {"products", "grouped"} and seeds["seeds"].keys() == {"0", "1"}
 
 
 def test_the_gpu_script_says_what_failed_and_goes_on(tiny, tmp_path, monkeypatch, capsys):

@@ -33,8 +33,8 @@ class Steps(NamedTuple):
 
     number: Tensor  # int64 (1,), of the step that is next
     given: tuple[Tensor, ...]  # images, maps, keys, rates, decays, as in `recipe.plan.Plan`
-    losses: Tensor  # (S,)
-    correct: Tensor  # int64 (S,)
+    losses: Tensor  # (S,), of many seeds (S, seeds)
+    correct: Tensor  # int64, alike
 
 
 def select_device(name: str) -> torch.device:
@@ -61,17 +61,30 @@ def configure() -> None:
 
 
 class Trainer:
-    """Model, optimizer and data on one device; see `recipe.run.Trainer`."""
+    """Model, optimizer and data on one device; see `recipe.run.Trainer`.
 
-    def __init__(self, network: Network, recipe: Recipe, split: Split, device: str, precision: str):
+    `torch_impl.seeds` gives it another model and another loss.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        split: Split,
+        device: str,
+        precision: str,
+        model: ConvNet | None = None,
+        loss: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    ):
         self.network, self.recipe = network, recipe
         self.place = place = select_device(device)
         self.dtype, compute = (getattr(torch, dtype) for dtype in PRECISIONS[precision])
         self.compute: torch.dtype = compute
         self.device = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
         configure()
-        self.model = ConvNet(network, recipe.dropout).to(place, self.dtype)
-        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model = (model or ConvNet(network, recipe.dropout)).to(place, self.dtype)
+        if not self.model.products:
+            self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.average = copy.deepcopy(self.model).requires_grad_(False) if recipe.ema is not None else None
         self.rate = torch.zeros((), dtype=self.dtype, device=place)
         self.optimizer = make_optimizer(self.model, recipe, self.rate)
@@ -81,9 +94,8 @@ class Trainer:
         self.val_images = torch.from_numpy(pad(split.val_images)).to(place)
         self.val_labels = torch.from_numpy(split.val_labels).to(place, torch.int64)
         self.steps: Steps | None = None
-        self.loss = compile_if_possible(
-            partial(training_loss, self.model, recipe, self.compute, self.train_images, self.train_labels)
-        )
+        loss = partial(loss or training_loss, self.model, recipe, self.compute)
+        self.loss = compile_if_possible(partial(loss, self.train_images, self.train_labels))
         update = partial(update_parameters, self.optimizer, self.model, self.average)
         self.update = compile_if_possible(update) if place.type == "cuda" else update
         self.step = record_if_possible(self.train_step) if place.type == "cuda" else self.train_step
@@ -139,7 +151,7 @@ class Trainer:
         positions, maps, keys, rate, decay = (each.index_select(0, number)[0] for each in self.steps.given)
         self.optimizer.zero_grad()
         loss, correct = self.loss(positions, maps, keys)
-        loss.backward()
+        loss.backward(torch.ones_like(loss))  # of many seeds, each loss has its own parameters
         # SGD with Nesterov momentum leaves the gradients changed.
         gradients = [parameter.grad for parameter in self.model.parameters()]
         torch._foreach_copy_(self.last_gradients, gradients)  # pyright: ignore
@@ -153,13 +165,13 @@ class Trainer:
         """Logits (N, 10) of the validation images, by the averaged weights if there are any."""
         return self.val_logits().numpy(force=True)
 
-    def val_logits(self) -> Tensor:
-        """`predict`'s logits on the device."""
+    def val_logits(self, batch: int = EVALUATION_BATCH) -> Tensor:
+        """`predict`'s logits on the device, of so many images at once."""
         model = self.model if self.average is None else self.average
         model.eval()
         with torch.inference_mode():
-            batches = self.val_images.split(EVALUATION_BATCH)
-            return torch.cat([model(normalise(crop(batch), 255, self.compute)) for batch in batches])
+            batches = self.val_images.split(batch)
+            return torch.cat([model(normalise(crop(images), 255, self.compute)) for images in batches])
 
     def evaluate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation images."""
@@ -201,8 +213,9 @@ def make_steps(given: list[Tensor], length: int, dtype: torch.dtype, place: torc
         )
         for each in given
     ]
-    losses = torch.zeros(length, dtype=dtype, device=place)
-    correct = torch.zeros(length, dtype=torch.int64, device=place)
+    shape = (length, *given[0].shape[1:-1])  # of many seeds, images are (S, seeds, B)
+    losses = torch.zeros(shape, dtype=dtype, device=place)
+    correct = torch.zeros(shape, dtype=torch.int64, device=place)
     return Steps(torch.zeros(1, dtype=torch.int64, device=place), tuple(room), losses, correct)
 
 
