@@ -2,14 +2,13 @@
 
 import importlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
-from benchmarks.shifts import SHIFTS, shift_images
+from benchmarks.shifts import score_logits, shift_validation
 from recipe import report
 from recipe.data import Split
 from recipe.errors import UserError
@@ -63,11 +62,9 @@ def train_seeds_together(
             f"{framework}, {network.name}, {len(seeds)} seeds, epoch {epoch} of {recipe.epochs}: "
             f"mean {100 * accuracies.mean():.2f} %, minimum {100 * accuracies.min():.2f} %, {seconds:.1f} s"
         )
-    shifted = shifted_accuracies(
-        split,
-        trainer.tensors(),
-        lambda split: make(network, recipe, split, device, precision, len(seeds), products),
-    )
+    judge = make(network, recipe, shift_validation(split), device, precision, len(seeds), products)
+    judge.load(trainer.tensors())
+    shifted = [score_logits(logits, split.val_labels) for logits in judge.predict()]
     found = {}
     for index, seed in enumerate(seeds):
         accuracies = [evaluation[index][1] for evaluation in evaluations]
@@ -75,7 +72,7 @@ def train_seeds_together(
             "final": accuracies[-1],
             "best": max(accuracies),
             "best_epoch": 1 + int(np.argmax(accuracies)),
-            "shifted": shifted[index],
+            "shifted": shifted[index].averaged,
             "val_loss": evaluations[-1][index][0],
             "seconds": round(seconds / len(seeds), 1),
             "seeds_at_once": len(seeds),
@@ -114,18 +111,3 @@ def check_finite(losses: np.ndarray, seeds: Sequence[int], epoch: int) -> None:
             f"seed {seeds[index]}: the loss is {losses[step, index]} at step {step} of epoch {epoch}; use "
             "another recipe"
         )
-
-
-def shifted_accuracies(split: Split, tensors: list[Any], make: Callable[[Split], Any]) -> list[float]:
-    """`benchmarks.shifts.shifted_accuracy` of many seeds, by a trainer that ``make`` makes of its images."""
-    shifted = split._replace(
-        train_images=split.train_images[:1],  # the trainer wants some
-        train_labels=split.train_labels[:1],
-        val_images=np.concatenate([shift_images(split.val_images, *shift) for shift in SHIFTS]),
-        val_labels=np.tile(split.val_labels, len(SHIFTS)),
-    )
-    trainer = make(shifted)
-    trainer.load(tensors)
-    logits = trainer.predict().reshape(len(tensors), len(SHIFTS), len(split.val_labels), -1)
-    chosen = softmax(logits, axis=-1).mean(1).argmax(-1)
-    return [float(accuracy) for accuracy in (chosen == split.val_labels).mean(1)]

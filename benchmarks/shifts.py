@@ -30,6 +30,27 @@ class ShiftedScores(NamedTuple):
     loss: float  # mean cross entropy of the shifts
 
 
+def shift_validation(split: Split) -> Split:
+    """A split to validate on: all validation images in one shift, then all in the next, and so on."""
+    return split._replace(
+        train_images=split.train_images[:1],  # a trainer wants some
+        train_labels=split.train_labels[:1],
+        val_images=np.concatenate([shift_images(split.val_images, *shift) for shift in SHIFTS]),
+        val_labels=np.tile(split.val_labels, len(SHIFTS)),
+    )
+
+
+def score_logits(logits: np.ndarray, labels: np.ndarray) -> ShiftedScores:
+    """Scores of the logits (shifts x N, 10) of `shift_validation`'s images, given the N labels."""
+    logits = logits.astype(np.float64).reshape(len(SHIFTS), len(labels), -1)
+    right = np.take_along_axis(log_softmax(logits, axis=-1), labels[None, :, None].astype(int), axis=-1)
+    return ShiftedScores(
+        averaged=float((softmax(logits, axis=-1).mean(0).argmax(-1) == labels).mean()),
+        each=float((logits.argmax(-1) == labels).mean()),
+        loss=float(-right.mean()),
+    )
+
+
 def score_shifts(
     framework: Framework, network: Network, recipe: Recipe, split: Split, tensors: Tensors, precision: str
 ) -> ShiftedScores:
@@ -43,20 +64,6 @@ def score_shifts(
         tensors: a canonical state, see `recipe.checkpoint`.
         precision: of the run.
     """
-    images = np.concatenate([shift_images(split.val_images, *shift) for shift in SHIFTS])
-    labels = np.tile(split.val_labels, len(SHIFTS))
-    shifted = split._replace(
-        train_images=split.train_images[:1],  # the trainer wants some
-        train_labels=split.train_labels[:1],
-        val_images=images,
-        val_labels=labels,
-    )
-    trainer = framework.trainer(network, recipe, shifted, "auto", precision)
+    trainer = framework.trainer(network, recipe, shift_validation(split), "auto", precision)
     trainer.load(tensors)
-    logits = trainer.predict().astype(np.float64)
-    together = softmax(logits, axis=1).reshape(len(SHIFTS), len(split.val_labels), -1).mean(0)
-    return ShiftedScores(
-        averaged=float((together.argmax(1) == split.val_labels).mean()),
-        each=float((logits.argmax(1) == labels).mean()),
-        loss=float(-log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean()),
-    )
+    return score_logits(trainer.predict(), split.val_labels)
