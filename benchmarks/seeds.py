@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +18,14 @@ import jax_impl.train
 import torch_impl.train
 from benchmarks.equivalence import compare_pairs, describe_equivalence
 from benchmarks.machine import describe_machine
+from benchmarks.seeds_together import train_seeds_together
 from benchmarks.shifts import score_shifts
 from recipe import data, report
 from recipe.checkpoint import FILE_NAME, Checkpoint, load_checkpoint
 from recipe.data import Split
 from recipe.errors import UserError
 from recipe.files import write_atomically
-from recipe.networks import NETWORKS, get_network
+from recipe.networks import NETWORKS, Network, get_network
 from recipe.options import TrainOptions, check_choice, check_range, choice, optional, run_command
 from recipe.plan import steps_per_epoch
 from recipe.recipes import RECIPES, Recipe
@@ -85,6 +88,20 @@ class SeedsOptions:
             out=out,
             resume=checkpoint if checkpoint.exists() else None,
         )
+
+
+def on_gpu(device: str) -> bool:
+    """Whether ``--device`` means a GPU, which trains all seeds at once; a CPU one after another."""
+    return torch_impl.train.select_device(device).type == "cuda"
+
+
+def train_together(
+    kind: str, network: Network, recipe: Recipe, split: Split, seeds: list[int], device: str
+) -> list[tuple[int, dict[str, Any]]]:
+    """Train all seeds at once, in a process of their own, which gives the GPU's memory back at its end."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        found = pool.submit(train_seeds_together, kind, network, recipe, split, seeds, device).result()
+    return list(found.items())
 
 
 def train_seed(options: TrainOptions, framework: Framework, split: Split) -> dict[str, Any]:
@@ -249,10 +266,16 @@ def main(options: SeedsOptions) -> None:
     }
     path = options.out or Path("results") / f"seeds-{network.name}-{recipe.name}.json"
     result = load_result(path, what)
+    kinds = [kind for kind in FRAMEWORKS if options.framework in (kind, "both")]
+    if on_gpu(options.device):
+        for kind in kinds:
+            if missing := [seed for seed in range(options.seeds) if str(seed) not in result[kind]]:
+                for seed, found in train_together(kind, network, recipe, split, missing, options.device):
+                    result = record(path, what, kind, seed, found)
     for seed in range(options.seeds):
-        for kind, framework in FRAMEWORKS.items():
-            if options.framework in (kind, "both") and str(seed) not in result[kind]:
-                found = train_seed(options.training(kind, seed), framework, split)
+        for kind in kinds:
+            if str(seed) not in result[kind]:
+                found = train_seed(options.training(kind, seed), FRAMEWORKS[kind], split)
                 result = record(path, what, kind, seed, found)
     show(result | sum_up(result))
     report.show_line(f"-> {path}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -151,6 +152,25 @@ def test_a_seed_that_was_stopped_goes_on(two_seeds, tmp_path, monkeypatch):
     main(options(tmp_path, seeds=1, framework="torch"))
     found = json.loads((tmp_path / "seeds.json").read_text())["torch"]["0"]
     assert found["accuracies"] == whole["accuracies"]
+
+
+def test_a_gpu_trains_the_seeds_that_are_missing_at_once(two_seeds, tmp_path, monkeypatch):
+    asked = []
+
+    def together(*arguments):
+        asked.append(arguments[-2])
+        return train_together(*arguments)
+
+    train_together = seeds.train_together
+    monkeypatch.setattr(seeds, "on_gpu", lambda device: True)
+    monkeypatch.setattr(seeds, "train_together", together)
+    shutil.copy(two_seeds / "seeds.json", tmp_path)
+    main(options(tmp_path, seeds=4, framework="torch"))
+    found = json.loads((tmp_path / "seeds.json").read_text())["torch"]
+    assert (asked, list(found)) == ([[2, 3]], ["0", "1", "2", "3"])
+    assert found["0"].keys() <= found["3"].keys()
+    assert len(found["3"]["accuracies"]) == 2
+    assert not (tmp_path / "runs").exists()
 
 
 def test_another_recipe_does_not_mix_with_what_is_on_record(two_seeds):
