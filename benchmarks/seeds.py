@@ -19,7 +19,7 @@ import torch_impl.train
 from benchmarks.equivalence import compare_pairs, describe_equivalence
 from benchmarks.machine import describe_machine
 from benchmarks.seeds_together import train_seeds_together
-from benchmarks.shifts import score_shifts
+from benchmarks.shifts import shifted_accuracy
 from recipe import data, report
 from recipe.checkpoint import FILE_NAME, Checkpoint, load_checkpoint
 from recipe.data import Split
@@ -123,12 +123,11 @@ def summarise_run(
     """Final and best accuracy (0 to 1), and the final one with test-time averaging over shifts."""
     accuracies = [entry["val_accuracy"] for entry in checkpoint.metrics]
     network, precision = checkpoint.network, checkpoint.config["precision"]
-    shifted = score_shifts(framework, network, recipe, split, checkpoint.tensors, precision)
     return {
         "final": accuracies[-1],
         "best": max(accuracies),
         "best_epoch": 1 + int(np.argmax(accuracies)),
-        "shifted": shifted.averaged,
+        "shifted": shifted_accuracy(framework, network, recipe, split, checkpoint.tensors, precision),
         "val_loss": checkpoint.metrics[-1]["val_loss"],
         "seconds": round(sum(entry["seconds"] for entry in checkpoint.metrics), 1),
         "device": checkpoint.config["device"],

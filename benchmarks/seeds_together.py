@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.shifts import score_logits, shift_validation
+from benchmarks.shifts import averaged_accuracy, shift_validation
 from recipe import report
 from recipe.data import Split
 from recipe.errors import UserError
@@ -64,7 +64,7 @@ def train_seeds_together(
         )
     judge = make(network, recipe, shift_validation(split), device, precision, len(seeds), products)
     judge.load(trainer.tensors())
-    shifted = [score_logits(logits, split.val_labels) for logits in judge.predict()]
+    shifted = [averaged_accuracy(logits, split.val_labels) for logits in judge.predict()]
     found = {}
     for index, seed in enumerate(seeds):
         accuracies = [evaluation[index][1] for evaluation in evaluations]
@@ -72,7 +72,7 @@ def train_seeds_together(
             "final": accuracies[-1],
             "best": max(accuracies),
             "best_epoch": 1 + int(np.argmax(accuracies)),
-            "shifted": shifted[index].averaged,
+            "shifted": shifted[index],
             "val_loss": evaluations[-1][index][0],
             "seconds": round(seconds / len(seeds), 1),
             "seeds_at_once": len(seeds),

@@ -1,10 +1,9 @@
-"""Validation images judged together with their eight one-pixel shifts."""
+"""Test-time averaging: validation images judged together with their eight one-pixel shifts."""
 
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
 from recipe.checkpoint import Tensors
 from recipe.data import Split
@@ -22,14 +21,6 @@ def shift_images(images: np.ndarray, down: int, right: int) -> np.ndarray:
     return padded[:, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
 
 
-class ShiftedScores(NamedTuple):
-    """What a model makes of the validation images and their shifts."""
-
-    averaged: float  # accuracy (0 to 1) by the mean probability over an image's shifts
-    each: float  # accuracy of the shifts, each by itself: less noisy than that of the images alone
-    loss: float  # mean cross entropy of the shifts
-
-
 def shift_validation(split: Split) -> Split:
     """A split to validate on: all validation images in one shift, then all in the next, and so on."""
     return split._replace(
@@ -40,21 +31,21 @@ def shift_validation(split: Split) -> Split:
     )
 
 
-def score_logits(logits: np.ndarray, labels: np.ndarray) -> ShiftedScores:
-    """Scores of the logits (shifts x N, 10) of `shift_validation`'s images, given the N labels."""
-    logits = logits.astype(np.float64).reshape(len(SHIFTS), len(labels), -1)
-    right = np.take_along_axis(log_softmax(logits, axis=-1), labels[None, :, None].astype(int), axis=-1)
-    return ShiftedScores(
-        averaged=float((softmax(logits, axis=-1).mean(0).argmax(-1) == labels).mean()),
-        each=float((logits.argmax(-1) == labels).mean()),
-        loss=float(-right.mean()),
-    )
+def averaged_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy (0 to 1) by the mean probability over an image's shifts.
+
+    Args:
+        logits: of `shift_validation`'s images, (shifts x N, 10).
+        labels: of the images, (N,).
+    """
+    probabilities = softmax(logits.reshape(len(SHIFTS), len(labels), -1), axis=-1)
+    return float((probabilities.mean(0).argmax(-1) == labels).mean())
 
 
-def score_shifts(
+def shifted_accuracy(
     framework: Framework, network: Network, recipe: Recipe, split: Split, tensors: Tensors, precision: str
-) -> ShiftedScores:
-    """Scores of a canonical state on the validation images and their shifts.
+) -> float:
+    """`averaged_accuracy` of a canonical state on the validation images.
 
     Args:
         framework: that computes the logits.
@@ -66,4 +57,4 @@ def score_shifts(
     """
     trainer = framework.trainer(network, recipe, shift_validation(split), "auto", precision)
     trainer.load(tensors)
-    return score_logits(trainer.predict(), split.val_labels)
+    return averaged_accuracy(trainer.predict(), split.val_labels)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from filelock import FileLock
 
 from benchmarks.machine import describe_machine
-from benchmarks.shifts import score_shifts
+from benchmarks.shifts import shifted_accuracy
 from recipe import data, report
 from recipe.data import Split
 from recipe.errors import UserError
@@ -138,12 +138,11 @@ def try_seed(network: Network, recipe: Recipe, split: Split, seed: int) -> dict[
             losses, _ = trainer.train(plan, lambda steps: progress.advance(task, steps))
             entries.append((float(losses.mean()), *trainer.evaluate()))
     train_losses, val_losses, accuracies = zip(*entries, strict=True)
-    shifted = score_shifts(FRAMEWORK, network, recipe, split, trainer.tensors(), "float32")
     return {
         "final": accuracies[-1],
         "val_loss": val_losses[-1],
         "train_loss": train_losses[-1],
-        "shifted": shifted._asdict(),
+        "shifted": shifted_accuracy(FRAMEWORK, network, recipe, split, trainer.tensors(), "float32"),
         "accuracies": accuracies,
         "val_losses": val_losses,
     }
@@ -191,12 +190,10 @@ def main(options: TuningOptions) -> None:
             continue
         found = try_seed(network, recipe, split, seed)
         record(options.out, trial, seed, found)
-        shifted = found["shifted"]
         report.show_line(
             f"{network.name} ({network.parameter_count:,}) {' '.join(options.changes) or 'first try'}  "
-            f"seed {seed}: {100 * found['final']:.2f} %, loss {found['val_loss']:.4f}; shifts, each "
-            f"{100 * shifted['each']:.3f} %, loss {shifted['loss']:.4f}, averaged "
-            f"{100 * shifted['averaged']:.2f} %; training loss {found['train_loss']:.4f}"
+            f"seed {seed}: {100 * found['final']:.2f} %, loss {found['val_loss']:.4f} (training "
+            f"{found['train_loss']:.4f}), averaged over shifts {100 * found['shifted']:.2f} %"
         )
 
 

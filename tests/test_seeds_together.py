@@ -24,7 +24,7 @@ import torch_impl.seeds
 import torch_impl.train
 from benchmarks.lockstep import relative_difference, turn_everything_on
 from benchmarks.seeds_together import check_finite, train_seeds_together
-from benchmarks.shifts import score_shifts
+from benchmarks.shifts import shifted_accuracy
 from recipe.data import Split
 from recipe.errors import UserError
 from recipe.networks import Conv, Layer, get_network
@@ -193,7 +193,7 @@ def test_accuracies_of_many_seeds_are_those_of_each(few):
             evaluations.append(trainer.evaluate())
         assert found[seed]["accuracies"] == [accuracy for _, accuracy in evaluations]
         assert found[seed]["val_loss"] == pytest.approx(evaluations[-1][0], abs=LOSS_BOUND)
-        shifted = score_shifts(framework, network, chosen, few, trainer.tensors(), "float64").averaged
+        shifted = shifted_accuracy(framework, network, chosen, few, trainer.tensors(), "float64")
         assert found[seed]["shifted"] == shifted
 
 
