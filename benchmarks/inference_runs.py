@@ -195,7 +195,7 @@ def _run(task: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, 
     if answer.returncode:
         last = next((line for line in reversed(answer.stderr.splitlines()) if line.strip()), "")
         raise WorkerError(last.strip() or f"exit code {answer.returncode}")
-    with np.load(path.with_suffix(".npz")) as archive:
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     return json.loads(path.with_suffix(".result.json").read_text()), arrays
 
