@@ -84,7 +84,7 @@ def check_structure(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
+    except Exception as error:  # its own two, RuntimeError, and UnicodeDecodeError for a name that is no text
         raise UserError(f"the model is not valid: {_first_line(error)}") from None
     for value in (*inferred.graph.value_info, *inferred.graph.output):
         if prod(d.dim_value for d in value.type.tensor_type.shape.dim if d.dim_value > 0) > MAX_ELEMENTS:
@@ -173,6 +173,7 @@ def run_model(content: bytes, images: np.ndarray, batch: int) -> tuple[np.ndarra
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is said by the exception
     options.intra_op_num_threads = 1  # small batches gain nothing from more, and suffer on a busy machine
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

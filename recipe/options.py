@@ -122,6 +122,11 @@ def _parse(options_type: type[OptionsT], program: str) -> OptionsT:
         if not end.code:  # --help
             report.screen.flush()  # here, where a reader that is gone is no error
             raise
+    except BrokenPipeError:  # nobody reads the help
+        report.screen.flush()
+        sys.exit(0)
+    except (AssertionError, IndexError, OSError) as error:  # of its own option --tyro-write-completion
+        raise UserError(f"{error}; see {program} --help") from None
     lines = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:]]
     paragraph = takewhile(lambda line: line and line[0] not in "─╰", lines)
     raise UserError(f"{' '.join(paragraph).rstrip('.')}; see {program} --help")

@@ -105,7 +105,7 @@ def train(options: TrainOptions, framework: Framework) -> None:
     if per_epoch == 0:
         raise UserError(f"--batch {recipe.batch} is more than the {len(split.train_images)} training images")
     config = _config(options, recipe, loaded, framework)
-    start = _resumed(options.resume, config) if options.resume else None
+    start = go_on_from(options.resume, config) if options.resume else None
     total = per_epoch * recipe.epochs
     if total > MAX_STEPS:
         raise UserError(
@@ -221,7 +221,7 @@ def _complete(finished: Checkpoint, resume: Path | None, out: Path, last: int) -
     raise UserError(f"{resume} is at step {finished.step} already, and the run ends at {last}")
 
 
-def _resumed(path: Path, config: dict[str, Any]) -> Checkpoint:
+def go_on_from(path: Path, config: dict[str, Any]) -> Checkpoint:
     """The checkpoint to go on from, if it is of the same run."""
     checkpoint = load_checkpoint(path)
     for key in RESUME_KEYS:
