@@ -118,7 +118,7 @@ def measure(
     pinned = True
     with tempfile.TemporaryDirectory(prefix="lockstep-") as name, report.make_progress() as progress:
         folder = Path(name)
-        np.save(folder / "images.npy", images)
+        np.save(folder / "images.npy", images, allow_pickle=False)
         total = settings.rounds * len(settings.threads) * (1 + len(contenders))
         bar = progress.add_task("timing", total=total)
         for turn in range(settings.rounds):

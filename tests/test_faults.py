@@ -73,10 +73,10 @@ def test_a_disk_that_is_full_in_the_second_epoch(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 400 kB, where tests may mount one."""
+    """A file system of 800 kB, where tests may mount one."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(place)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root can mount a small disk")
     yield place
@@ -84,7 +84,7 @@ def small_disk(tmp_path):
 
 
 def test_a_file_system_without_room(small_disk, monkeypatch):
-    (small_disk / "ballast").write_bytes(bytes(150_000))  # room for one checkpoint, not for two
+    (small_disk / "ballast").write_bytes(bytes(500_000))  # room for one checkpoint, not for two
     with pytest.raises(
         UserError, match=r"cannot write .*: No space left on device; nothing there was changed"
     ):
