@@ -97,7 +97,7 @@ def test_a_worker_counts_tracebacks_hangs_and_crashes(monkeypatch):
     assert issubclass(Faulty, Exception)
 
 
-# ----------------------------------------------------------------------------------- what found something once
+# ---------------------------------------------------------------------------------- what found something once
 
 
 @pytest.fixture
