@@ -193,17 +193,39 @@ def _onnx(folder: Path, int8: bool) -> Reader:
 
 def command_line(folder: Path) -> Reader:
     """The words after every program's name; what parses is checked as far as that needs no file."""
-    from benchmarks import inference, kills, lockstep, reference, training
+    from benchmarks import (
+        determinism,
+        dropout,
+        gpu,
+        inference,
+        inference_study,
+        kills,
+        lockstep,
+        reference,
+        seeds,
+        training,
+        training_precision,
+        training_profile,
+        tuning,
+    )
     from export import __main__ as export
 
     programs: list[tuple[Any, Callable[[Any], Any]]] = [
         (TrainOptions, lambda options: (options.validate(), options.resolved_recipe())),
         (export.ExportOptions, export.main),
         (inference.InferenceOptions, lambda options: options.settings()),
-        (lockstep.LockstepOptions, _nothing),
-        (training.TrainingOptions, _nothing),
+        (inference_study.StudyOptions, inference_study.main),
         (reference.ReferenceOptions, reference.main),
-        (kills.KillOptions, _nothing),
+        (seeds.SeedsOptions, lambda options: options.validate()),
+        (training.TrainingOptions, lambda options: options.validate()),
+        (tuning.TuningOptions, lambda options: tuning.parse_network(options.network)),
+        (gpu.GpuOptions, lambda options: gpu.check_minutes(options.minutes)),
+        *((options, _nothing) for options in (lockstep.LockstepOptions, kills.KillOptions)),
+        *((options, _nothing) for options in (dropout.DropoutOptions, determinism.DeterminismOptions)),
+        *(
+            (options, _nothing)
+            for options in (training_precision.PrecisionOptions, training_profile.ProfileOptions)
+        ),
     ]
     flags = [[f"--{field.name.replace('_', '-')}" for field in fields(options)] for options, _ in programs]
 

@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -248,21 +248,26 @@ def summarise(found: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def measure(name: str, options: KillOptions, folder: Path, context: ForkServerContext) -> dict[str, Any]:
-    """Kill runs of one framework as the options say."""
+def measure(
+    name: str, options: KillOptions, folder: Path, context: ForkServerContext
+) -> Iterator[dict[str, Any]]:
+    """Kill runs of one framework as the options say; gives the counts so far after every ten kills."""
     killer = Killer(name, options.epochs, folder, context)
     rng = random.Random(options.seed)
-    result: dict[str, Any] = {"seconds_of_a_whole_run": round(killer.seconds, 2)}
+    result: dict[str, Any] = {"epochs": options.epochs}
     found = []
     while sum(each["killed"] for each in found) < options.kills:
         found.append(killer.kill_after(rng.uniform(0, killer.seconds)))
         if len(found) % 10 == 0:
-            report.show_line(f"{name}: {len(found)} runs, {summarise(found)}")
+            yield result | {"at_random": summarise(found)}
     result["at_random"] = summarise(found)
-    if options.writes:
-        lines = killer.lines()
-        result["at_every_line_of_writing"] = summarise([killer.kill_at_line(line) for line in range(lines)])
-    return result
+    found = []
+    for line in range(killer.lines() if options.writes else 0):
+        found.append(killer.kill_at_line(line))
+        result["at_every_line_of_writing"] = summarise(found)
+        if len(found) % 10 == 0:
+            yield result
+    yield result
 
 
 def main(options: KillOptions) -> None:
@@ -275,17 +280,19 @@ def main(options: KillOptions) -> None:
     check_range("--kills", options.kills, 0, 1_000_000)
     check_range("--epochs", options.epochs, 1, 100)
     context = make_context()
-    result: dict[str, Any] = {
-        "machine": describe_machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "frameworks": {},
-    }
     for name in NAMES if options.framework == "both" else (options.framework,):
+        about = {"machine": describe_machine(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
         with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
-            result["frameworks"][name] = measure(name, options, Path(folder), context)
-        report.show_line(f"{name}: {json.dumps(result['frameworks'][name])}")
-    write_atomically(options.out, (json.dumps(result, indent=1) + "\n").encode())
+            for found in measure(name, options, Path(folder), context):
+                report.show_line(f"{name}: {json.dumps(found)}")
+                save(options.out, name, about | found)
     report.show_line(f"-> {options.out}")
+
+
+def save(path: Path, name: str, found: dict[str, Any]) -> None:
+    """Put one framework's counts into the result file, where the other's stay."""
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    write_atomically(path, (json.dumps(result | {name: found}, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ def kills_table() -> str:
     if result is None:
         return unmeasured("benchmarks.kills")
     rows = []
-    for name, found in result["frameworks"].items():
+    for name, found in result.items():
         for key, moment in (("at_random", "at random"), ("at_every_line_of_writing", "each line of writing")):
             if key in found:
                 counts = found[key]
@@ -29,7 +29,8 @@ def kills_table() -> str:
                     ]
                 )
     header = ["framework", "killed", "kills", "bit-identical after going on", "files lost or half-written"]
-    return markdown_table([*header, "kills by epochs kept"], rows) + _origin(result)
+    table = markdown_table([*header, "kills by epochs kept"], rows)
+    return table + "".join(_origin(found) for found in result.values())
 
 
 def fuzz_table() -> str:
@@ -88,7 +89,7 @@ READ = {
     "resume": "config, metrics and tensors, the digest being right",
     "onnx": "a float32 model, read and run",
     "int8": "a quantised one",
-    "command line": "seven programs'",
+    "command line": "every program's",
 }
 
 

@@ -85,7 +85,7 @@ def test_a_worker_counts_tracebacks_hangs_and_crashes(monkeypatch):
             super().__init__(text)
 
     monkeypatch.setattr(fuzz, "Random", Named)
-    monkeypatch.setattr(fuzz, "HANG_S", 0.2)
+    monkeypatch.setattr(fuzz, "HANG_WALL_S", 1.0)
     monkeypatch.setitem(READERS, "bad", bad)
     found = fuzz.measure("bad", 0, 8)
     counts = {key: found[key] for key in ("accepted", "refused", "tracebacks", "crashes", "hangs")}
