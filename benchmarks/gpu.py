@@ -28,7 +28,7 @@ from recipe.data import Split
 from recipe.errors import UserError
 from recipe.files import write_atomically
 from recipe.networks import NETWORKS, get_network
-from recipe.options import check_choice, check_range, run_command
+from recipe.options import check_choice, run_command
 from recipe.recipes import get_recipe
 from torch_impl.data import read_mnist
 
@@ -281,10 +281,20 @@ def check_cuda() -> None:
         raise UserError("JAX sees no CUDA device here; install its plugin: pip install 'jax[cuda13]'")
 
 
+def check_minutes(minutes: float) -> None:
+    """Refuse what is no sensible time.
+
+    Raises:
+        UserError: naming the option and its range.
+    """
+    if not 0 < minutes <= 600:  # nor is nan
+        raise UserError(f"--minutes {minutes} is out of range; give up to 600")
+
+
 def main(options: GpuOptions) -> None:
     """Measure as the command line says."""
+    check_minutes(options.minutes)
     deadline = time.monotonic() + 60 * options.minutes
-    check_range("--minutes", math.ceil(options.minutes), 1, 600)
     for part in options.parts:
         check_choice("--parts", part, *PARTS)
     with workers_environment("cuda", fresh_caches=False):

@@ -243,7 +243,9 @@ def describe_run(model: Path, content: bytes, settings: Settings, images: Images
 def show(result: dict[str, Any]) -> None:
     """Print the tables and what they mean."""
     machine, model, settings = result["machine"], result["model"], result["settings"]
-    console = Console(width=None if report.console.is_terminal else 130)  # a file has no width to keep to
+    console = Console(
+        file=report.console.file, width=None if report.console.is_terminal else 130
+    )  # a file has no width to keep to
     for table in (start_table(result), *latency_tables(result)):
         console.print(table)
     pinned = "pinned to as many processors as threads" if result["pinned"] else "not pinned"
@@ -261,7 +263,7 @@ def show(result: dict[str, Any]) -> None:
 
 def save(result: dict[str, Any], out: Path) -> None:
     """Write the JSON and the picture beside it."""
-    network = result["model"]["metadata"]["network"]
+    network = result["model"]["metadata"].get("network")
     title = f"{network}: {result['machine']['processor']}, file {result['model']['sha256'][:12]}"
     write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
     write_atomically(out.with_suffix(".png"), draw(result, title))
@@ -287,8 +289,8 @@ def main(options: InferenceOptions) -> None:
     result["spinning"] = options.spinning
     result |= run(contenders, checkpoint, images, settings)
     show(result)
-    out = options.out or (
-        None if options.quick else Path("results") / f"inference-{metadata['network']}.json"
+    out = options.out or (  # named after the checkpoint: the file's own word for it could be any path
+        None if options.quick else Path("results") / f"inference-{checkpoint.network.name}.json"
     )
     if out is not None:
         save(result, out)

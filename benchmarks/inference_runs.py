@@ -118,7 +118,7 @@ def measure(
     pinned = True
     with tempfile.TemporaryDirectory(prefix="lockstep-") as name, report.make_progress() as progress:
         folder = Path(name)
-        np.save(folder / "images.npy", images)
+        np.save(folder / "images.npy", images, allow_pickle=False)
         total = settings.rounds * len(settings.threads) * (1 + len(contenders))
         bar = progress.add_task("timing", total=total)
         for turn in range(settings.rounds):
@@ -195,7 +195,7 @@ def _run(task: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, 
     if answer.returncode:
         last = next((line for line in reversed(answer.stderr.splitlines()) if line.strip()), "")
         raise WorkerError(last.strip() or f"exit code {answer.returncode}")
-    with np.load(path.with_suffix(".npz")) as archive:
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     return json.loads(path.with_suffix(".result.json").read_text()), arrays
 

@@ -151,7 +151,7 @@ def main(options: StudyOptions) -> None:
         variants = list_variants(options.model, path, graphs, CHUNKS)
         result |= run(variants, checkpoint, images, settings)
     show(result)
-    name = Path("results") / f"inference-study-{metadata['network']}.json"
+    name = Path("results") / f"inference-study-{checkpoint.network.name}.json"
     out = options.out or (None if options.quick else name)
     if out is not None:
         save(result, out)

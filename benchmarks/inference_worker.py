@@ -88,7 +88,7 @@ def predict_all(predict: Predict, images: np.ndarray, batch: int) -> np.ndarray:
 def run_engine(task: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Import, load, run for the first time, warm up and time every batch size; then classify all images."""
     job = Job(**task["job"])
-    images = np.load(task["images"])
+    images = np.load(task["images"], allow_pickle=False)
     start = time.perf_counter_ns()
     for module in ENGINES[job.engine].modules:
         importlib.import_module(module)

@@ -3,12 +3,13 @@
 A test holds the documents to what this writes.
 """
 
-from benchmarks import readme, training_page, tuning_page
+from benchmarks import readme, reliability_page, training_page, tuning_page
 from benchmarks.tables import ROOT, Tables, fill_tables
 
 PAGES: dict[str, Tables] = {
     "README.md": readme.TABLES,
     "docs/recipe.md": tuning_page.TABLES,
+    "docs/reliability.md": reliability_page.TABLES,
     "docs/speed.md": training_page.TABLES,
 }
 

@@ -15,7 +15,7 @@ from recipe import report
 from recipe.checkpoint import FILE_NAME, Checkpoint, load_checkpoint
 from recipe.errors import UserError
 from recipe.files import write_atomically
-from recipe.options import optional, run_command
+from recipe.options import check_choice, optional, run_command
 
 # What the two published runs reported, once each, in percent of the 10,000 test images (DESIGN.md).
 PUBLISHED = {
@@ -74,13 +74,17 @@ def draw(ours: dict[str, Any], published: dict[str, Any], title: str) -> bytes:
 def main(options: ReferenceOptions) -> None:
     """Compare as the command line says, and write the result and the picture."""
     checkpoint = load_checkpoint(options.run / FILE_NAME)
+    checkpoint.check_config("recipe.name", "data.name", "framework", "seed")
     config = checkpoint.config
     name = config["network"]
     if config["recipe"]["name"] != "reference" or config["data"]["name"] != "mnist" or name not in PUBLISHED:
         raise UserError(f"{options.run} is no run of `reference` on MNIST; there is no published run like it")
-    if len(checkpoint.metrics) < PUBLISHED[name]["epochs"]:
+    if not checkpoint.has_whole_metrics() or len(checkpoint.metrics) < PUBLISHED[name]["epochs"]:
         raise UserError(f"{options.run} has {len(checkpoint.metrics)} epochs only; let it end first")
     ours, published = summarise(checkpoint), PUBLISHED[name]
+    check_choice(
+        "the run's framework", config["framework"], "torch", "jax"
+    )  # it becomes part of a file's name
     out = options.out or Path("results") / f"reference-{name}-{config['framework']}.json"
     result = describe_machine() | {
         "date": datetime.now(UTC).date().isoformat(),

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from export.images import Images, load_images
+from export.metadata import DESCRIBED
 from export.pipeline import Export, export
 from export.verify import BATCHES, run_model
 from recipe import report
@@ -46,6 +47,7 @@ def main(options: ExportOptions) -> None:
     if options.int8 and options.via != "table":
         raise UserError("--int8 goes with --via table only")
     checkpoint = load_checkpoint(options.checkpoint)
+    checkpoint.check_config(*DESCRIBED)
     images = load_images(checkpoint, options.data_dir)
     if images.note:
         report.show_notice(images.note)

@@ -9,6 +9,7 @@ from recipe.checkpoint import Checkpoint
 from recipe.data import Dataset, Reader, load
 from recipe.errors import UserError
 from recipe.networks import IMAGE_SHAPE
+from recipe.options import check_choice
 
 RANDOM_IMAGES = 2_000
 
@@ -47,7 +48,9 @@ def load_images(checkpoint: Checkpoint, data_dir: Path | None) -> Images:
     Raises:
         UserError: `data_dir` is given and faulty.
     """
+    checkpoint.check_config("data.name", "framework")
     wanted = checkpoint.config["data"]["name"]
+    check_choice("the checkpoint's data.name", wanted, "mnist", "digits")
     try:
         dataset = load(wanted, data_dir, _reader(checkpoint)).dataset
     except UserError as error:

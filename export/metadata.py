@@ -13,6 +13,17 @@ from recipe.networks import CLASSES
 from recipe.warp import MEAN, STD
 
 LICENSE = "MIT"
+# What a checkpoint's config must tell.
+DESCRIBED = (
+    "framework",
+    "recipe.name",
+    "recipe.ema",
+    "seed",
+    "data.name",
+    "data.fingerprint",
+    "versions",
+    "commit",
+)
 
 
 def weights_sha256(tensors: Tensors) -> str:

@@ -1,6 +1,7 @@
 """Proof that a file computes what the checkpoint computes, before anybody gets to see it."""
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from onnx import TensorProto
 from export.build import INPUT, LOGITS, PROBABILITIES
 from export.images import Images
 from recipe.errors import UserError
+from recipe.files import read_at_most
 from recipe.networks import CLASSES, IMAGE_SHAPE
 
 BATCHES = (1, 2, 7, 1000)
@@ -18,6 +20,40 @@ BATCHES = (1, 2, 7, 1000)
 TOLERANCE, RELATIVE_TOLERANCE = 1e-5, 4e-7
 INT8_AGREEMENT = 0.98  # fraction of images that int8 must put into the same class; below, something is broken
 MAX_BYTES = 64 * 2**20
+MAX_ELEMENTS = 2**16  # of one image's tensor between two nodes; ours have 12,544
+# What --via table, --int8 and --via jax2onnx write. None of these has a graph inside, calls for other code or
+# runs for ever.
+OPERATORS = frozenset(
+    (
+        *("Add", "Conv", "Flatten", "GlobalAveragePool", "MaxPool", "Mul", "Relu", "Softmax"),
+        *("QuantizeLinear", "DequantizeLinear"),
+        *(
+            "AveragePool",
+            "BatchNormalization",
+            "Cast",
+            "Concat",
+            "Constant",
+            "Div",
+            "Einsum",
+            "Expand",
+            "Gather",
+        ),
+        *(
+            "GatherND",
+            "Gemm",
+            "GreaterOrEqual",
+            "Identity",
+            "MatMul",
+            "Max",
+            "Neg",
+            "Pad",
+            "Range",
+            "Reciprocal",
+        ),
+        *("ReduceMax", "ReduceMean", "ReduceSum", "Reshape", "Shape", "Slice", "Sqrt", "Squeeze", "Sub"),
+        *("Transpose", "Unsqueeze", "Where"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -44,14 +80,15 @@ def check_structure(model: onnx.ModelProto) -> None:
     Raises:
         UserError: it is not a valid model, refers to other files, or has other inputs or outputs.
     """
-    tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors):
-        raise UserError("the model keeps weights in other files")
+    _check_parts(model)
     try:
         onnx.checker.check_model(model, full_check=True)
-        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except Exception as error:  # its own two, RuntimeError, and UnicodeDecodeError for a name that is no text
         raise UserError(f"the model is not valid: {_first_line(error)}") from None
+    for value in (*inferred.graph.value_info, *inferred.graph.output):
+        if prod(d.dim_value for d in value.type.tensor_type.shape.dim if d.dim_value > 0) > MAX_ELEMENTS:
+            raise UserError(f"the model has a tensor {value.name!r} of more than {MAX_ELEMENTS:,} numbers")
     if not model.graph.node:
         raise UserError("the model is empty")
     wanted = [
@@ -70,6 +107,28 @@ def check_structure(model: onnx.ModelProto) -> None:
         raise UserError(f"the model has other inputs or outputs: {theirs}; expected {ours}".replace("'", ""))
 
 
+def _check_parts(model: onnx.ModelProto) -> None:
+    """Refuse what none of our files has, before anything computes with it."""
+    graph = model.graph
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    constants = [tensor for attribute in attributes for tensor in (attribute.t, *attribute.tensors)]
+    tensors = [*graph.initializer, *constants]
+    if any(tensor.data_location == TensorProto.EXTERNAL or tensor.external_data for tensor in tensors):
+        raise UserError("the model keeps weights in other files")
+    unknown = [node.op_type for node in graph.node if node.domain or node.op_type not in OPERATORS]
+    if unknown:
+        raise UserError(f"the model has the operator {unknown[0]!r}, which none of Lockstep's has")
+    inner = any(attribute.HasField("g") or attribute.graphs for attribute in attributes)
+    sparse = any(attribute.HasField("sparse_tensor") or attribute.sparse_tensors for attribute in attributes)
+    if inner or sparse or graph.sparse_initializer or model.functions or model.training_info:
+        raise UserError(
+            "the model has functions, inner graphs or sparse weights, which none of Lockstep's has"
+        )
+    for tensor in tensors:
+        if min(tensor.dims, default=1) < 0 or prod(tensor.dims) > model.ByteSize():
+            raise UserError(f"the model's tensor {tensor.name!r} says that it is larger than the file")
+
+
 def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[int | str, ...]]:
     kind = value.type.tensor_type
     dimensions = kind.shape.dim
@@ -85,13 +144,13 @@ def read_model(path: Path) -> tuple[bytes, onnx.ModelProto]:
         UserError: missing, unreadable, truncated, no ONNX model, or one with other inputs.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} is larger than {MAX_BYTES >> 20} MiB, hence no model of Lockstep's")
-        content = path.read_bytes()
+        content = read_at_most(path, MAX_BYTES)
     except FileNotFoundError:
         raise UserError(f"there is no model {path}; write one with python -m export") from None
     except OSError as error:
         raise UserError(f"cannot read the model {path}: {error.strerror or error}") from None
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path} is larger than {MAX_BYTES >> 20} MiB, hence no model of Lockstep's")
     try:
         model = onnx.load_model_from_string(content)
     except Exception:  # protobuf's DecodeError, whose module differs between its versions
@@ -114,6 +173,7 @@ def run_model(content: bytes, images: np.ndarray, batch: int) -> tuple[np.ndarra
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is said by the exception
     options.intra_op_num_threads = 1  # small batches gain nothing from more, and suffer on a busy machine
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -15,15 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from recipe.errors import UserError
-from recipe.files import write_atomically
+from recipe.files import read_at_most, write_atomically
 from recipe.networks import Network, get_network
 
 FILE_NAME = "checkpoint.safetensors"
-MAX_BYTES = 64 * 2**20  # a header that claims more is lying: the networks have 10,000 parameters
+MAX_BYTES = 64 * 2**20  # the networks have 10,000 parameters; the losses of MAX_STEPS steps are half of it
+MAX_HEADER_BYTES = 4 * 2**20  # which MAX_EPOCHS epochs stay below
+METRICS = frozenset(
+    ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
+)
 
 Tensors = dict[str, np.ndarray]
 
@@ -42,6 +46,27 @@ class Checkpoint:
     def network(self) -> Network:
         """The network it is of."""
         return get_network(self.config["network"])
+
+    def has_whole_metrics(self) -> bool:
+        """Whether there are metrics, each with everything, up to the very step."""
+        return (
+            bool(self.metrics)
+            and all(entry.keys() >= METRICS for entry in self.metrics)
+            and self.metrics[-1]["step"] == self.step
+        )
+
+    def check_config(self, *keys: str) -> None:
+        """Check that the config has what somebody is about to read; a part of a part is ``data.name``.
+
+        Raises:
+            UserError: naming what is missing.
+        """
+        for key in keys:
+            part: Any = self.config
+            for name in key.split("."):
+                if name not in part:
+                    raise UserError(f"the checkpoint's config lacks {key}; use one that a training run wrote")
+                part = part[name]
 
     @property
     def model(self) -> Tensors:
@@ -78,9 +103,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in checkpoint.tensors.items()}
     tensors["losses"] = checkpoint.losses
-    about = json.dumps(
-        {"step": checkpoint.step, "metrics": checkpoint.metrics, "config": checkpoint.config}, sort_keys=True
-    )
+    about = json.dumps({"step": checkpoint.step, "metrics": checkpoint.metrics, "config": checkpoint.config})
     write_atomically(path, save(tensors, {"lockstep": about, "sha256": _digest(tensors, about)}))
 
 
@@ -91,22 +114,28 @@ def load_checkpoint(path: Path) -> Checkpoint:
         UserError: missing, truncated, altered, or not one of ours.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} is no Lockstep checkpoint: it is larger than {MAX_BYTES >> 20} MiB")
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        about = metadata["lockstep"]
-        content = json.loads(about)
-        step, metrics, config = content["step"], content["metrics"], content["config"]
-        network = get_network(config["network"])
+        content = read_at_most(path, MAX_BYTES)  # not mapped, since a mapped file may shrink under us
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}") from None
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path} is no Lockstep checkpoint: it is larger than {MAX_BYTES >> 20} MiB")
+    header_bytes = int.from_bytes(content[:8], "little")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise UserError(
+            f"{path} is no Lockstep checkpoint: it says that its header has {header_bytes:,} bytes"
+        )
+    try:
+        tensors = load(content)
+        metadata = json.loads(content[8 : 8 + header_bytes])["__metadata__"]
+        about = metadata["lockstep"]
+        state = json.loads(about)
+        step, metrics, config = state["step"], state["metrics"], state["config"]
+        network = get_network(config["network"])
     except SafetensorError as error:
         raise UserError(f"{path} is no whole safetensors file ({error}); use another checkpoint") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is a safetensors file but no Lockstep checkpoint") from None
@@ -121,8 +150,41 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if (
         found != wanted
         or dtypes not in ({"float32"}, {"float64"})
-        or not isinstance(step, int)
-        or losses.shape != (step,)
+        or type(step) is not int
+        or (losses.shape, losses.dtype) != ((step,), np.float64)
+        or not _are_metrics(metrics, step)
+        or not _is_config(config)
     ):
         raise UserError(f"{path} does not hold what a checkpoint of {network.name} holds; use another one")
     return Checkpoint(step, tensors, losses, metrics, config)
+
+
+def _are_metrics(metrics: Any, step: int) -> bool:
+    """Whether every entry that is there is possible: what reads them relies on it."""
+    return isinstance(metrics, list) and all(
+        isinstance(entry, dict)
+        and all(
+            type(entry.get(key, 0)) is int and 0 <= entry.get(key, 0) <= step for key in ("epoch", "step")
+        )
+        and all(type(value) in (int, float) for value in entry.values())
+        and all(0 <= entry.get(key, 0) <= 1 for key in ("train_accuracy", "val_accuracy"))
+        and all(0 <= entry.get(key, 0) < 1e9 for key in ("lr", "seconds"))
+        and all(
+            abs(entry.get(key, 0)) < 1e9 or type(entry[key]) is float for key in ("train_loss", "val_loss")
+        )
+        for entry in metrics
+    )
+
+
+def _is_config(config: dict[str, Any]) -> bool:
+    """Whether every setting that is there, of those that anything reads, is of its kind."""
+    data, recipe, versions = (config.get(key, {}) for key in ("data", "recipe", "versions"))
+    if not all(isinstance(part, dict) for part in (data, recipe, versions)):
+        return False
+    texts = (
+        *(config.get(key, "") for key in ("framework", "precision", "split")),
+        *(data.get(key, "") for key in ("name", "fingerprint")),
+        *versions.values(),
+        recipe.get("name", ""),
+    )
+    return type(config.get("seed", 0)) is int and all(isinstance(text, str) for text in texts)

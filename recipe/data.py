@@ -17,16 +17,19 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import Request, urlopen
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
+from numpy.lib import format as npy
 
 from recipe.errors import UserError
-from recipe.files import write_atomically
+from recipe.files import read_at_most, write_atomically
 
 MNIST_FINGERPRINT = "59e723206924974d8a23ff880d084b6abc6932d67abc1370878f1a89543a046d"
 HOLDOUT = {"mnist": 5_000, "digits": 300}  # images at the end of the training set
 DIGITS_TRAIN = 1_437  # of 1,797
 CACHE_FILE = "mnist.npz"
+MAX_CACHE_BYTES, MAX_CACHE_ENTRIES = 64 * 2**20, 100  # it has 11 MB and 4 arrays
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
@@ -235,7 +238,7 @@ def load(choice: str, data_dir: Path | None, reader: Reader) -> Loaded:
     if data_dir is None and os.environ.get("MNIST_DIR"):
         data_dir = Path(os.environ["MNIST_DIR"])
     if data_dir is not None:
-        data_dir = data_dir.expanduser()
+        data_dir = _expand(data_dir)
         read_originals(data_dir)
 
     cache = cache_folder() / CACHE_FILE
@@ -276,16 +279,52 @@ def load(choice: str, data_dir: Path | None, reader: Reader) -> Loaded:
 def cache_folder() -> Path:
     """Where decoded arrays are kept: ``LOCKSTEP_CACHE``, or ``lockstep-mnist`` in the user's cache folder."""
     if own := os.environ.get("LOCKSTEP_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lockstep-mnist"
+        return _expand(Path(own))
+    return _expand(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "lockstep-mnist"
+
+
+def _expand(path: Path) -> Path:
+    """A path with its ``~`` replaced.
+
+    Raises:
+        UserError: nobody knows that home folder.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(f"the home folder in {path} is not known; give the whole path") from None
 
 
 def _read_cache(path: Path) -> Dataset:
-    with np.load(path, allow_pickle=False) as archive:
-        dataset = Dataset("mnist", **{name: archive[name] for name in ARRAYS})
+    """The cached arrays; no more is read or allocated than they have, whatever the file says of itself."""
+    if not path.exists():
+        raise FileNotFoundError(path)
+    content = read_at_most(path, MAX_CACHE_BYTES)
+    if len(content) > MAX_CACHE_BYTES:
+        raise ValueError(f"it is larger than {MAX_CACHE_BYTES >> 20} MiB")
+    if content.count(b"PK\1\2") > MAX_CACHE_ENTRIES:  # zipfile would make an object of each
+        raise ValueError("it lists too many arrays")
+    with ZipFile(io.BytesIO(content)) as archive:
+        pairs = zip(ARRAYS, ORIGINALS, strict=True)
+        dataset = Dataset("mnist", **{name: _read_member(archive, name, file.shape) for name, file in pairs})
     if dataset.fingerprint != MNIST_FINGERPRINT:
         raise ValueError(f"its fingerprint is {dataset.fingerprint}, not {MNIST_FINGERPRINT}")
     return dataset
+
+
+def _read_member(archive: ZipFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One array of the cache, uint8."""
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+        raise ValueError(f"{name} is compressed in another way")
+    with archive.open(member) as file:
+        if npy.read_magic(file) != (1, 0) or npy.read_array_header_1_0(file) != (shape, False, np.uint8):
+            raise ValueError(f"{name} is no uint8 array {shape}")
+        size = prod(shape)
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise ValueError(f"{name} has not {size:,} bytes")
+    return np.frombuffer(content, np.uint8).reshape(shape).copy()  # which is writeable, as torch wants it
 
 
 def _write_cache(path: Path, dataset: Dataset) -> None:

@@ -1,8 +1,23 @@
 """The one exception that a person's mistake raises."""
 
+import re
+
+MAX_CHARACTERS = 2_000  # of a message: what a damaged file says of itself may be a book
+
 
 class UserError(ValueError):
     """A mistake a person can mend: the message is one line saying what was wrong, where, and what to do.
 
     The command lines print it without a traceback and exit with code 2.
     """
+
+    def __init__(self, message: object):
+        super().__init__(one_line(str(message)))
+
+
+def one_line(text: str) -> str:
+    """A text as one line that is safe to print: what comes from a file may hold a terminal's commands."""
+    if len(text) > MAX_CHARACTERS:
+        text = text[: MAX_CHARACTERS - 3] + "..."
+    text = re.sub(r"\s*[\r\n]\s*", " ", text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,6 +1,7 @@
-"""Writing files so that nobody ever reads half of one."""
+"""Writing files so that nobody ever reads half of one, and reading no more of them than they should hold."""
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -31,3 +32,27 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; nothing there was changed"
         ) from error
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what `write_atomically` left beside a file when its process was killed.
+
+    Only for whoever holds the folder: the leftover of a living process is a file in the making.
+
+    Raises:
+        OSError: they cannot be removed.
+    """
+    for leftover in path.parent.glob(f".{path.name}.????????"):  # as tempfile names them
+        leftover.unlink(missing_ok=True)
+
+
+def read_at_most(path: Path, limit: int) -> bytes:
+    """A file's first ``limit + 1`` bytes: more than ``limit`` means that the file is too large.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file; a pipe would be waited for, a device has no end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is no regular file")
+    with path.open("rb") as file:
+        return file.read(limit + 1)

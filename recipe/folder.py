@@ -15,7 +15,10 @@ from recipe import checkpoint as checkpoints
 from recipe.checkpoint import Checkpoint
 from recipe.curves import draw_curves
 from recipe.errors import UserError
-from recipe.files import write_atomically
+from recipe.files import read_at_most, remove_leftovers, write_atomically
+
+CURVES = "curves.png"
+FILES = (checkpoints.FILE_NAME, "config.json", "losses.npy", "metrics.jsonl", CURVES)
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,8 @@ class RunFolder:
         The checkpoint comes first and holds everything, so a crash in between loses nothing.
         """
         checkpoints.save_checkpoint(self.checkpoint, checkpoint)
-        losses = io.BytesIO()
-        np.save(losses, checkpoint.losses, allow_pickle=False)
-        write_atomically(self.path / "losses.npy", losses.getvalue())
-        lines = "".join(json.dumps(entry) + "\n" for entry in checkpoint.metrics)
-        write_atomically(self.path / "metrics.jsonl", lines.encode())
+        for name, content in _derived(checkpoint).items():
+            write_atomically(self.path / name, content)
 
     def save_config(self, config: dict[str, Any]) -> None:
         """Write ``config.json``."""
@@ -47,7 +47,39 @@ class RunFolder:
 
     def save_curves(self, checkpoint: Checkpoint) -> None:
         """Draw ``curves.png``."""
-        write_atomically(self.path / "curves.png", draw_curves(checkpoint))
+        write_atomically(self.path / CURVES, draw_curves(checkpoint))
+
+    def complete(self, checkpoint: Checkpoint) -> bool:
+        """Write what a killed run left undone beside its last checkpoint; False if nothing was.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        wanted = _derived(checkpoint) | {CURVES: draw_curves(checkpoint)}
+        undone = {name: content for name, content in wanted.items() if not self._holds(name, content)}
+        for name, content in undone.items():
+            write_atomically(self.path / name, content)
+        return bool(undone)
+
+    def _holds(self, name: str, content: bytes) -> bool:
+        try:
+            return read_at_most(self.path / name, len(content)) == content
+        except OSError:
+            return False
+
+
+def _derived(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The files that follow from the checkpoint, by name, but for the picture."""
+    losses = io.BytesIO()
+    np.save(losses, checkpoint.losses, allow_pickle=False)
+    lines = "".join(json.dumps(entry) + "\n" for entry in checkpoint.metrics)
+    return {"losses.npy": losses.getvalue(), "metrics.jsonl": lines.encode()}
+
+
+def is_own(path: Path, resume: Path | None) -> bool:
+    """Whether ``resume`` is the checkpoint of the folder ``path`` itself."""
+    own = path / checkpoints.FILE_NAME
+    return resume is not None and resume.exists() and resume.resolve() == own.resolve()
 
 
 @contextmanager
@@ -64,14 +96,22 @@ def open_folder(path: Path, resume: Path | None) -> Iterator[RunFolder]:
     except Timeout:
         raise UserError(f"another run is at work in {path}; wait for it or choose another --out") from None
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot use {path} as run folder: {reason}; choose another --out") from None
+        raise _unusable(path, error) from None
     with held:
         folder = RunFolder(path)
-        own = resume is not None and resume.exists() and resume.resolve() == folder.checkpoint.resolve()
-        if folder.checkpoint.exists() and not own:
+        if folder.checkpoint.exists() and not is_own(path, resume):
             raise UserError(
                 f"{path} already holds a run; choose another --out, "
                 f"or go on with --resume {folder.checkpoint}"
             )
+        try:
+            for name in FILES:
+                remove_leftovers(path / name)
+        except OSError as error:
+            raise _unusable(path, error) from None
         yield folder
+
+
+def _unusable(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or error
+    return UserError(f"cannot use {path} as run folder: {reason}; choose another --out")

@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
+from recipe import report, signals
 from recipe.errors import UserError
 from recipe.networks import NETWORKS
 from recipe.recipes import RECIPES, Recipe, get_recipe
@@ -119,18 +120,28 @@ def _parse(options_type: type[OptionsT], program: str) -> OptionsT:
             return tyro.cli(options_type, prog=program, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as end:
         if not end.code:  # --help
+            report.screen.flush()  # here, where a reader that is gone is no error
             raise
+    except BrokenPipeError:  # nobody reads the help
+        report.screen.flush()
+        sys.exit(0)
+    except (AssertionError, IndexError, OSError) as error:  # of its own option --tyro-write-completion
+        raise UserError(f"{error}; see {program} --help") from None
     lines = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:]]
     paragraph = takewhile(lambda line: line and line[0] not in "─╰", lines)
     raise UserError(f"{' '.join(paragraph).rstrip('.')}; see {program} --help")
 
 
 def run_command(options_type: type[OptionsT], main: Callable[[OptionsT], None], program: str) -> None:
-    """Parse the command line, run, and turn a `UserError` into one line on stderr and exit code 2."""
+    """Parse the command line, run, and exit with a code that says how it ended.
+
+    2 after a `UserError`, which becomes one line on stderr; 128 + signal after Ctrl-C, SIGTERM and SIGHUP.
+    """
     try:
-        main(_parse(options_type, program))
+        with signals.heeded():
+            main(_parse(options_type, program))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        report.show_error(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as interruption:
+        sys.exit(signals.exit_code(interruption))

@@ -1,6 +1,9 @@
 """What a training run shows on the screen."""
 
-from typing import Any
+import os
+import sys
+from contextlib import suppress
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -13,9 +16,84 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from recipe.errors import one_line
 from recipe.networks import Conv, Network
 
-console = Console(highlight=False)
+
+class Screen:
+    """Standard output for as long as there is one: a run must not end because its terminal did.
+
+    Where writing fails (terminal or pipe closed, disk full), one line on stderr says so and the rest is
+    dropped. What the output's encoding lacks is escaped.
+    """
+
+    @property
+    def stream(self) -> IO[str] | None:
+        """Where it goes now; None where the program was started without."""
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # what a progress bar puts in front
+
+    @property
+    def encoding(self) -> str:
+        """Of the stream."""
+        return getattr(self.stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        """Whether somebody sits there."""
+        with suppress(ValueError):  # closed
+            return self.stream is not None and self.stream.isatty()
+        return False
+
+    def fileno(self) -> int:
+        """The stream's, for its width."""
+        if self.stream is None:
+            raise OSError("there is no standard output")
+        return self.stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Write, if anything takes it."""
+        if self.stream is not None:
+            try:
+                self.stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+            except (OSError, ValueError) as error:
+                self._lose(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if anything takes it."""
+        if self.stream is not None:
+            try:
+                self.stream.flush()
+            except (OSError, ValueError) as error:
+                self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        _divert(self.stream)
+        reason = getattr(error, "strerror", None) or error
+        _complain(f"standard output takes no more ({reason}); going on without it")
+
+
+def _divert(stream: IO[str] | None) -> None:
+    """Send what is and will be written to a stream nowhere, or it would fail again, at the latest at exit."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, cast(IO[str], stream).fileno())
+        os.close(nowhere)
+
+
+def _complain(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _divert(sys.stderr)
+
+
+def show_error(message: str) -> None:
+    """Print the one line on stderr that a program ends with."""
+    _complain(f"error: {one_line(message)}")
+
+
+screen = Screen()
+console = Console(file=cast(IO[str], screen), highlight=False)
 
 
 def show_layers(network: Network) -> None:

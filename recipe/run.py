@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+import reprlib
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from recipe.chance import initial_weights
 from recipe.checkpoint import Checkpoint, Tensors, load_checkpoint, tensor_shapes
 from recipe.data import Split
 from recipe.errors import UserError
-from recipe.folder import RunFolder, open_folder
+from recipe.folder import RunFolder, is_own, open_folder
 from recipe.networks import Network, get_network
 from recipe.options import PRECISIONS, TrainOptions
 from recipe.plan import Plan, make_plan, steps_per_epoch
@@ -28,6 +29,10 @@ from recipe.recipes import Recipe
 
 # What two runs must have in common for one to go on where the other stopped.
 RESUME_KEYS = ("network", "recipe", "seed", "precision", "split", "data")
+MISSING = "(nothing)"  # in the place of a setting that one of two runs lacks
+MAX_STEPS = (
+    4_000_000  # of which a checkpoint, which holds every step's loss, stays a file that is read at once
+)
 
 
 class Trainer(Protocol):
@@ -100,15 +105,22 @@ def train(options: TrainOptions, framework: Framework) -> None:
     if per_epoch == 0:
         raise UserError(f"--batch {recipe.batch} is more than the {len(split.train_images)} training images")
     config = _config(options, recipe, loaded, framework)
-    start = _resumed(options.resume, config) if options.resume else None
+    start = go_on_from(options.resume, config) if options.resume else None
     total = per_epoch * recipe.epochs
+    if total > MAX_STEPS:
+        raise UserError(
+            f"{total:,} steps are more than {MAX_STEPS:,}; give fewer --epochs or a larger --batch"
+        )
     last = min(total, options.max_steps or total)
+    out = options.out or Path("runs") / f"{framework.name}-{network.name}-{recipe.name}-{options.seed}"
     if start and start.step >= last:
-        raise UserError(f"{options.resume} is at step {start.step} already, and the run ends at {last}")
+        _complete(start, options.resume, out, last)
+        return
     trainer = framework.trainer(network, recipe, split, options.device, options.precision)
     config["device"] = trainer.device
-    out = options.out or Path("runs") / f"{framework.name}-{network.name}-{recipe.name}-{options.seed}"
     with open_folder(out, options.resume) as folder, _interruption_reported(folder):
+        if start and options.resume and load_checkpoint(options.resume).step != start.step:
+            raise UserError(f"another run has just gone on from {options.resume}; start again")
         folder.save_config(config)
         report.show_layers(network)
         if loaded.note:
@@ -195,22 +207,44 @@ def _check_finite(losses: np.ndarray, plan: Plan, state: Checkpoint, folder: Run
         )
 
 
-def _resumed(path: Path, config: dict[str, Any]) -> Checkpoint:
+def _complete(finished: Checkpoint, resume: Path | None, out: Path, last: int) -> None:
+    """Where a run was killed after its last checkpoint, write the files that it did not come to.
+
+    Raises:
+        UserError: there is nothing to do, since the run is whole, elsewhere or further on.
+    """
+    if finished.step == last and is_own(out, resume):
+        with open_folder(out, resume) as folder:
+            if folder.complete(finished):
+                report.show_notice(f"the run had reached its last step; completed the files in {out}")
+                return
+    raise UserError(f"{resume} is at step {finished.step} already, and the run ends at {last}")
+
+
+def go_on_from(path: Path, config: dict[str, Any]) -> Checkpoint:
     """The checkpoint to go on from, if it is of the same run."""
     checkpoint = load_checkpoint(path)
     for key in RESUME_KEYS:
         theirs, ours = checkpoint.config.get(key), config[key]
-        if theirs != ours:
-            if isinstance(theirs, dict) and isinstance(ours, dict):
-                key, theirs, ours = next(
-                    (f"{key}.{part}", theirs.get(part), ours[part])
-                    for part in ours
-                    if theirs.get(part) != ours[part]
-                )
-            raise UserError(
-                f"{path} is of a run with {key} {theirs}, this one has {ours}; give the same options"
+        if theirs == ours:
+            continue
+        if isinstance(theirs, dict) and isinstance(ours, dict):
+            part = next(
+                part for part in ours | theirs if theirs.get(part, MISSING) != ours.get(part, MISSING)
             )
+            key, theirs, ours = f"{key}.{part}", theirs.get(part, MISSING), ours.get(part, MISSING)
+        raise UserError(
+            f"{path} is of a run with {key} {_short(theirs)}, this one has {_short(ours)}; "
+            "give the same options"
+        )
+    if not checkpoint.has_whole_metrics():
+        raise UserError(f"{path} lacks the metrics of its epochs; use another checkpoint")
     return checkpoint
+
+
+def _short(value: object) -> str:
+    """A value from a file, in a message: text as it is unless it is long."""
+    return value if isinstance(value, str) and len(value) <= 100 else reprlib.repr(value)
 
 
 def _config(

@@ -153,7 +153,7 @@ def evaluate(model: nnx.Module, metrics: nnx.MultiMetric, batches: Iterable[Batc
 
 def main(network: str = "net10040", path: str = "mnist.npz") -> None:
     """Train on the arrays of an ``.npz`` file, and print."""
-    with np.load(path) as archive:
+    with np.load(path, allow_pickle=False) as archive:
         data = dict(archive)
     model, optimizer, metrics = make_model(network)
     rng = np.random.default_rng(0)

@@ -1,0 +1,107 @@
+"""The tables of docs/reliability.md."""
+
+from typing import Any
+
+from benchmarks.tables import FRAMEWORKS, Tables, load_result, markdown_table, unmeasured
+
+
+def kills_table() -> str:
+    """What became of runs that were killed."""
+    result = load_result("reliability-kills")
+    if result is None:
+        return unmeasured("benchmarks.kills")
+    rows = []
+    for name, found in result.items():
+        for key, moment in (("at_random", "at random"), ("at_every_line_of_writing", "each line of writing")):
+            if key in found:
+                counts = found[key]
+                kept = ", ".join(
+                    f"{epochs}: {count}" for epochs, count in counts["kills_by_epochs_kept"].items()
+                )
+                rows.append(
+                    [
+                        FRAMEWORKS[name],
+                        moment,
+                        f"{counts['kills']:,}",
+                        f"{counts['bit_identical_after_resume']:,}",
+                        f"{counts['unreadable_files']:,}",
+                        kept,
+                    ]
+                )
+    header = ["framework", "killed", "kills", "bit-identical after going on", "files lost or half-written"]
+    table = markdown_table([*header, "kills by epochs kept"], rows)
+    return table + "".join(_origin(found) for found in result.values())
+
+
+def fuzz_table() -> str:
+    """What the readers made of faulty inputs."""
+    result = load_result("reliability-fuzz")
+    if result is None:
+        return unmeasured("benchmarks.fuzz")
+    rows = [
+        [
+            name,
+            READ[name],
+            f"{found['inputs']:,}",
+            f"{found['accepted']:,}",
+            f"{found['refused']:,}",
+            f"{found['tracebacks']} / {found['crashes']} / {found['hangs']}",
+            f"{found['slowest_s']:.2f}",
+            f"{found['peak_growth_mib']:.0f}",
+        ]
+        for name, found in result["readers"].items()
+    ]
+    header = ["reader", "of", "inputs", "accepted", "refused", "tracebacks / crashes / hangs", "slowest, s"]
+    return markdown_table([*header, "memory, MiB"], rows) + _origin(result)
+
+
+def determinism_table() -> str:
+    """Whether the same seed gave the same bits."""
+    result = load_result("reliability-determinism")
+    if result is None:
+        return unmeasured("benchmarks.determinism")
+    rows = [
+        [
+            FRAMEWORKS[name],
+            f"`{result['network']}`, {result['precision']}, {found['steps']} steps",
+            _yes(found["same_bits_with_1_threads"]),
+            _yes(found["same_bits_with_2_threads"]),
+            _yes(found["same_bits_with_1_and_2_threads"]),
+            f"{found['largest_loss_difference_between_1_and_2_threads']:.1g}",
+        ]
+        for name, found in result["frameworks"].items()
+    ]
+    header = [
+        "framework",
+        "run",
+        "same bits on one core",
+        "on two",
+        "on one and on two",
+        "largest difference of a loss",
+    ]
+    return markdown_table(header, rows) + _origin(result)
+
+
+READ = {
+    "idx": "MNIST's files, plain and gzipped",
+    "cache": "the decoded arrays, `.npz`",
+    "checkpoint": "the file's bytes and header",
+    "resume": "config, metrics and tensors, the digest being right",
+    "onnx": "a float32 model, read and run",
+    "int8": "a quantised one",
+    "command line": "every program's",
+}
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
+def _origin(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "jax", "onnxruntime"))
+    where = f"{machine['processor']}, {machine['cores']} core{'s' if machine['cores'] > 1 else ''}"
+    return f"\n\n`{machine['command']}`: {where}; {versions}; {result['date'][:10]}."
+
+
+TABLES: Tables = {"kills": kills_table, "fuzz": fuzz_table, "determinism": determinism_table}

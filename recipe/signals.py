@@ -1,0 +1,42 @@
+"""SIGTERM and SIGHUP end a program as Ctrl-C does: with what it has, and saying so."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+
+class Signalled(KeyboardInterrupt):
+    """The process was told to end."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def exit_code(interruption: KeyboardInterrupt) -> int:
+    """The shells' 128 + signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    number = interruption.number if isinstance(interruption, Signalled) else signal.SIGINT
+    return 128 + number
+
+
+@contextmanager
+def heeded() -> Iterator[None]:
+    """Within it, both signals raise `Signalled` in the main thread.
+
+    One that is ignored stays so: ``nohup`` has SIGHUP ignored, because the program is meant to go on.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise Signalled(number)

@@ -1,0 +1,368 @@
+"""What goes wrong around a run: full disks, read-only folders, signals, closed terminals, jumping clocks."""
+
+import dataclasses
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recipe import report, run, signals
+from recipe.checkpoint import FILE_NAME, load_checkpoint
+from recipe.errors import MAX_CHARACTERS, UserError, one_line
+from recipe.files import read_at_most, write_atomically
+from recipe.folder import FILES, open_folder
+from tests import fake
+
+PER_EPOCH = 11
+ROOT = Path(__file__).parent.parent
+
+
+def arguments(out: Path, *more: str) -> list[str]:
+    return ["--network", "net9954", "--dataset", "digits", "--epochs", "3", "--out", str(out), *more]
+
+
+def start(kind: str, out: Path, *more: str, **changes) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.fake", kind, *arguments(out, *more)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, text=True, **(pipes | changes))
+
+
+def train(out: Path, **changes) -> Path:
+    run.train(dataclasses.replace(fake.OPTIONS, out=out, **changes), fake.FRAMEWORK)
+    return out / FILE_NAME
+
+
+def go_on(out: Path) -> None:
+    """A run in the folder goes on and ends as one that was left alone."""
+    assert load_checkpoint(out / FILE_NAME).step == PER_EPOCH
+    last = load_checkpoint(train(out, resume=out / FILE_NAME))
+    whole = load_checkpoint(train(out.parent / "whole"))
+    np.testing.assert_array_equal(last.losses, whole.losses)
+    for name, tensor in whole.tensors.items():
+        np.testing.assert_array_equal(last.tensors[name], tensor)
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------------------------------ disks
+
+
+def test_a_disk_that_is_full_in_the_second_epoch(tmp_path):
+    process = start("Limited", tmp_path / "run")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.count("\n") == 1
+    assert errors.startswith("error: cannot write ")
+    assert "File too large; nothing there was changed" in errors
+    assert not list((tmp_path / "run").glob(".*.*")), "no temporary file stays"
+    go_on(tmp_path / "run")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 800 kB, where tests may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_file_system_without_room(small_disk, monkeypatch):
+    (small_disk / "ballast").write_bytes(bytes(500_000))  # room for one checkpoint, not for two
+    with pytest.raises(
+        UserError, match=r"cannot write .*: No space left on device; nothing there was changed"
+    ):
+        train(small_disk / "run", precision="float64")
+    kept = small_disk / "run" / FILE_NAME
+    assert not kept.exists() or load_checkpoint(kept).step == PER_EPOCH
+    (small_disk / "ballast").unlink()
+    resume = kept if kept.exists() else None
+    assert load_checkpoint(train(small_disk / "run", precision="float64", resume=resume)).step == 33
+
+
+def test_a_read_only_disk(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(
+        UserError, match=r"cannot use .* as run folder: Read-only file system; choose another"
+    ):
+        train(small_disk / "run")
+    with pytest.raises(UserError, match="Read-only"):
+        write_atomically(small_disk / "file", b"")
+
+
+def test_a_folder_that_nobody_can_write():
+    with pytest.raises(UserError, match=r"cannot use /proc/run as run folder: .*; choose another --out"):
+        train(Path("/proc/run"))
+
+
+def test_a_folder_without_permission(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match=r"Permission denied; choose another --out"):
+        train(tmp_path / "run")
+
+
+def test_a_screen_that_is_a_full_disk(tmp_path):
+    with Path("/dev/full").open("w") as full:
+        process = start("Trainer", tmp_path / "run", stdout=full)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.count("\n")) == (0, 1)
+    assert errors == "standard output takes no more (No space left on device); going on without it\n"
+    assert load_checkpoint(tmp_path / "run" / FILE_NAME).step == 3 * PER_EPOCH
+
+
+# ---------------------------------------------------------------------------------------- leftovers and locks
+
+
+def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    leftovers = [out / f".{name}.abcd_123" for name in FILES]
+    others = [out / "notes.txt", out / ".hidden", out / "checkpoint.safetensors.backup"]
+    for path in (*leftovers, *others):
+        path.write_text("")
+    with open_folder(out, None):
+        assert not any(path.exists() for path in leftovers)
+        assert all(path.exists() for path in others)
+
+
+def test_a_refused_run_removes_nothing(tmp_path):
+    train(tmp_path / "run", max_steps=PER_EPOCH)
+    leftover = tmp_path / "run" / ".losses.npy.abcd_123"
+    leftover.write_text("")
+    with pytest.raises(UserError, match="already holds a run"):
+        train(tmp_path / "run")
+    assert leftover.exists(), "it could be a file in the making"
+
+
+def test_a_second_process_is_refused_and_the_first_loses_nothing(tmp_path):
+    first = start("Slow", tmp_path / "run")
+    wait_for(tmp_path / "run" / "metrics.jsonl")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    for more in ([], ["--resume", str(tmp_path / "run" / FILE_NAME)]):
+        second = start("Trainer", tmp_path / "run", *more)
+        _, errors = second.communicate(timeout=60)
+        assert (second.returncode, errors.count("\n")) == (2, 1)
+        assert "another run is at work in" in errors
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    first.kill()
+    first.wait()
+    go_on(tmp_path / "run")
+
+
+def test_a_checkpoint_that_another_run_has_just_moved_on_is_not_used(tmp_path, monkeypatch):
+    path = train(tmp_path / "run", max_steps=PER_EPOCH)
+
+    class Other(fake.Trainer):
+        def __init__(self, *given):  # which is after the checkpoint was read and before the folder is held
+            monkeypatch.undo()
+            train(tmp_path / "run", resume=path)
+
+    monkeypatch.setattr(fake, "FRAMEWORK", dataclasses.replace(fake.FRAMEWORK, trainer=Other))
+    with pytest.raises(UserError, match="another run has just gone on from"):
+        train(tmp_path / "run", resume=path)
+    assert load_checkpoint(path).step == 3 * PER_EPOCH
+
+
+# ------------------------------------------------------------------------------- a run killed at its very end
+
+
+@pytest.mark.parametrize("missing", ["losses.npy", "metrics.jsonl", "curves.png"])
+def test_files_that_a_run_did_not_come_to_are_completed(missing, tmp_path, capsys):
+    path = train(tmp_path / "run")
+    before = {entry.name: entry.read_bytes() for entry in path.parent.iterdir()}
+    for old in (None, b"of an earlier epoch"):
+        (tmp_path / "run" / missing).unlink()
+        if old:
+            (tmp_path / "run" / missing).write_bytes(old)
+        train(tmp_path / "run", resume=path)
+        assert "completed the files in" in capsys.readouterr().out
+        assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before
+    with pytest.raises(UserError, match="is at step 33 already"):
+        train(tmp_path / "run", resume=path)
+    with pytest.raises(UserError, match="is at step 33 already"):
+        train(tmp_path / "elsewhere", resume=path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_resumed_run_writes_its_metrics_as_one_that_was_not_stopped(tmp_path):
+    train(tmp_path / "parts", max_steps=PER_EPOCH)
+    train(tmp_path / "parts", resume=tmp_path / "parts" / FILE_NAME)
+    train(tmp_path / "whole")
+    keys = [
+        [list(json.loads(line)) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("parts", "whole")
+    ]
+    assert keys[0] == keys[1]
+
+
+# -------------------------------------------------------------------------------------- signals and terminals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_a_run_as_control_c_does(number, tmp_path):
+    process = start("Slow", tmp_path / "run")
+    wait_for(tmp_path / "run" / "metrics.jsonl")
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (128 + number, "")
+    assert "interrupted; kept:" in output
+    assert "at step 11" in output
+    assert (tmp_path / "run" / "curves.png").exists()
+    go_on(tmp_path / "run")
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.heeded():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            with pytest.raises(KeyboardInterrupt) as end:
+                signal.raise_signal(signal.SIGTERM)
+            assert signals.exit_code(end.value) == 143
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signals.exit_code(KeyboardInterrupt()) == 130
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_is_closed(ignored, tmp_path):
+    """The run ends with what it had; under nohup it goes on without a screen."""
+    ours, theirs = pty.openpty()
+    program = (
+        "import fcntl, runpy, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        f"signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if ignored else 'SIG_DFL'}); "
+        "runpy.run_module('tests.fake', run_name='__main__', alter_sys=True)"
+    )
+    kind = "Unheard" if ignored else "Slow"
+    environment = os.environ | {"UNHEARD": str(ours), "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, kind, *arguments(tmp_path / "run")],
+        **{"stdin": theirs, "stdout": theirs, "stderr": theirs},
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        pass_fds=[ours] if ignored else [],
+    )
+    os.close(theirs)
+    if ignored:
+        os.close(ours)  # the run itself has the last of it
+    else:
+        wait_for(tmp_path / "run" / "metrics.jsonl")
+        os.close(ours)
+    assert process.wait(timeout=60) == (0 if ignored else 128 + signal.SIGHUP)
+    names = {path.name for path in (tmp_path / "run").iterdir()} - {".lock"}
+    assert names == set(FILES)
+    if ignored:
+        assert load_checkpoint(tmp_path / "run" / FILE_NAME).step == 3 * PER_EPOCH
+    else:
+        go_on(tmp_path / "run")
+
+
+def test_a_pipe_that_is_closed(tmp_path):
+    """As of ``| head -1``: the run goes on and says so once."""
+    read, write = os.pipe()
+    os.set_inheritable(read, True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.fake", "Unheard", *arguments(tmp_path / "run")],
+        **{"stdout": write, "stderr": subprocess.PIPE},
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"UNHEARD": str(read)},
+        pass_fds=[read],
+    )
+    os.close(read)
+    os.close(write)
+    _, errors = process.communicate(timeout=60)
+    assert errors == "standard output takes no more (Broken pipe); going on without it\n"
+    assert process.returncode == 0
+    assert load_checkpoint(tmp_path / "run" / FILE_NAME).step == 3 * PER_EPOCH
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_no_screen_from_the_start(closed, tmp_path):
+    command = " ".join([sys.executable, "-m", "tests.fake", "Trainer", *arguments(tmp_path / "run")])
+    for code in (0, 2):  # the second finds a run there
+        done = subprocess.run(f"{command} {closed}", shell=True, cwd=ROOT, capture_output=True, check=False)
+        assert done.returncode == code
+    assert load_checkpoint(tmp_path / "run" / FILE_NAME).step == 3 * PER_EPOCH
+
+
+def test_help_for_a_reader_that_is_gone():
+    command = f"{sys.executable} -m tests.fake Trainer --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+
+
+def test_what_an_encoding_lacks_is_escaped(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fake", "Trainer", *arguments(tmp_path / "r\udcffn")],
+        **{"cwd": ROOT, "capture_output": True, "check": False},
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"r\\udcffn" in done.stdout
+
+
+def test_messages_are_one_line_and_hold_no_commands():
+    assert str(UserError("a\n\n  b\x1b[2J\0 \udcff é")) == "a b\\x1b[2J\\x00 \\udcff é"
+    assert len(one_line("x" * 10**6)) == MAX_CHARACTERS
+    report.show_error("fine")
+
+
+# ------------------------------------------------------------------------------------------- clocks and files
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    whole = load_checkpoint(train(tmp_path / "whole"))
+    jumps = iter(range(10**9, 0, -(10**6)))
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    monkeypatch.setattr(time, "time_ns", lambda: next(jumps) * 10**9)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.fromtimestamp(next(jumps), tz or UTC)
+
+    monkeypatch.setattr(run, "datetime", Clock)
+    jumped = load_checkpoint(train(tmp_path / "jumped"))
+    np.testing.assert_array_equal(jumped.losses, whole.losses)
+    assert all(0 <= entry["seconds"] < 60 for entry in jumped.metrics)
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(OSError, match="no regular file"):
+            read_at_most(path, 10)
+        with pytest.raises(UserError, match="cannot read the checkpoint"):
+            load_checkpoint(path)
+    (tmp_path / "file").write_bytes(bytes(20))
+    assert len(read_at_most(tmp_path / "file", 10)) == 11
+
+
+def test_more_steps_than_a_checkpoint_holds_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "MAX_STEPS", 1_000_000)
+    with pytest.raises(UserError, match=r"1,437,000 steps are more than 1,000,000; give fewer --epochs"):
+        train(tmp_path / "run", epochs=1000, batch=1)
