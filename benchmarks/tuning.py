@@ -1,6 +1,6 @@
 """Recipes and layer tables tried on the hold-out: ``python -m benchmarks.tuning --help``.
 
-A trial is a network, the first recipe that was tried, and what is changed in it. It trains in PyTorch on
+A trial is a network, the recipe `tuned` of net10040, and what is changed in it. It trains in PyTorch on
 the first 55,000 training images and is judged by the last 5,000, whole schedule, last epoch; the test
 images are never looked at. All trials are collected in one file, so that what failed stays on record.
 """
@@ -33,25 +33,11 @@ from recipe.networks import (
 )
 from recipe.options import check_range, optional, run_command
 from recipe.plan import make_plan, steps_per_epoch
-from recipe.recipes import Recipe
+from recipe.recipes import Recipe, get_recipe
 from recipe.run import initial_tensors
 from torch_impl.train import FRAMEWORK
 
-# The recipe that everything is compared with: the first try, made before this project was.
-FIRST = Recipe(
-    "tuned",
-    epochs=19,
-    batch=64,
-    peak_rate=0.1,
-    warmup=0.15,
-    nesterov=True,
-    weight_decay=1e-4,
-    rotation=9.0,
-    shift=1.5,
-    scale=0.07,
-    shear=3.0,
-    ema=0.999,
-)
+BASE = get_recipe("net10040", "tuned")  # what trials change
 
 
 @dataclass(frozen=True)
@@ -61,7 +47,7 @@ class TuningOptions:
     network: str = "net10040"
     """A network's name, or the layers of one to try, such as '10 30 10x1 pool 14 14 average 10x1'."""
     changes: tuple[str, ...] = ()
-    """What differs from the first recipe, such as batch=32 ema=None."""
+    """What differs from net10040's recipe `tuned`, such as batch=32 ema=None."""
     seeds: tuple[int, ...] = (0,)
     """Seeds to train; those on record already are left out."""
     data_dir: Annotated[Path | None, optional("DIR")] = None
@@ -102,7 +88,7 @@ def parse_network(text: str) -> Network:
 
 
 def parse_changes(changes: tuple[str, ...]) -> Recipe:
-    """The first recipe with some fields changed.
+    """`BASE` with some fields changed.
 
     Raises:
         UserError: naming the change that is none.
@@ -121,7 +107,7 @@ def parse_changes(changes: tuple[str, ...]) -> Recipe:
             raise UserError(
                 f"--changes {change}: {value!r} is no value; give a number, True or None"
             ) from None
-    return replace(FIRST, **found)
+    return replace(BASE, **found)
 
 
 def try_seed(network: Network, recipe: Recipe, split: Split, seed: int) -> dict[str, Any]:
@@ -191,7 +177,7 @@ def main(options: TuningOptions) -> None:
         found = try_seed(network, recipe, split, seed)
         record(options.out, trial, seed, found)
         report.show_line(
-            f"{network.name} ({network.parameter_count:,}) {' '.join(options.changes) or 'first try'}  "
+            f"{network.name} ({network.parameter_count:,}) {' '.join(options.changes) or 'unchanged'}  "
             f"seed {seed}: {100 * found['final']:.2f} %, loss {found['val_loss']:.4f} (training "
             f"{found['train_loss']:.4f}), averaged over shifts {100 * found['shifted']:.2f} %"
         )

@@ -7,14 +7,14 @@ import numpy as np
 
 from benchmarks.equivalence import describe_equivalence
 from benchmarks.tables import FRAMEWORKS, Tables, load_result, load_results, markdown_table, unmeasured
-from benchmarks.tuning import FIRST
+from benchmarks.tuning import BASE
 from recipe.networks import NETWORKS
 
 
 def describe_changes(recipe: dict[str, Any]) -> str:
-    """What a trial changed in the first recipe, as its command line has it."""
-    first = dataclasses.asdict(FIRST)
-    return " ".join(f"{key}={value}" for key, value in recipe.items() if value != first[key])
+    """What a trial changed in the base recipe, as its command line has it."""
+    base = dataclasses.asdict(BASE)
+    return " ".join(f"{key}={value}" for key, value in recipe.items() if value != base[key])
 
 
 def mean_of(trial: dict[str, Any], key: str) -> float:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import tuning
-from benchmarks.tuning import FIRST, TuningOptions, main, parse_changes, parse_network, record, try_seed
+from benchmarks.tuning import BASE, TuningOptions, main, parse_changes, parse_network, record, try_seed
 from recipe.errors import UserError
 from recipe.networks import Average, Conv, MaxPool, Norm, Relu
 
@@ -28,10 +28,10 @@ def test_what_is_no_network_is_refused(text):
         parse_network(text)
 
 
-def test_changes_change_the_first_recipe():
+def test_changes_change_the_base_recipe():
     recipe = parse_changes(("batch=32", "ema=None", "nesterov=False", "peak_rate=0.05"))
     assert (recipe.batch, recipe.ema, recipe.nesterov, recipe.peak_rate) == (32, None, False, 0.05)
-    assert recipe.rotation == FIRST.rotation
+    assert recipe.rotation == BASE.rotation
 
 
 @pytest.mark.parametrize("change", ["batch", "batch=", "speed=3", "name=x", "batch=__import__('os')"])
