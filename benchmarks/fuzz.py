@@ -12,7 +12,6 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +19,8 @@ from random import Random
 from typing import Any
 
 from benchmarks.fuzz_readers import READERS, is_accepted
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, save_part
 from recipe import report
-from recipe.files import write_atomically
 from recipe.options import check_choice, check_range, run_command
 
 HANG_S, HANG_WALL_S = 10.0, 300.0  # of computing, of waiting; other programs may have the processor meanwhile
@@ -38,7 +36,7 @@ class FuzzOptions:
     inputs: int = 10_000
     """For each reader."""
     readers: tuple[str, ...] = tuple(READERS)
-    """Which readers."""
+    """Which readers; the result file keeps the others'."""
     start: int = 0
     """Number of the first input."""
     out: Path = Path("results/reliability-fuzz.json")
@@ -113,19 +111,6 @@ def measure(name: str, start: int, stop: int) -> dict[str, Any]:
     }
 
 
-def fuzz(readers: Sequence[str], start: int, stop: int) -> dict[str, Any]:
-    """What the readers make of their inputs, by name."""
-    found = {}
-    for name in readers:
-        began = time.perf_counter()
-        found[name] = measure(name, start, stop)
-        shown = {key: value for key, value in found[name].items() if key != "examples"}
-        report.show_line(f"{name}: {shown}, {time.perf_counter() - began:.0f} s")
-        for example in found[name]["examples"]:
-            report.show_line(example)
-    return found
-
-
 def main(options: FuzzOptions) -> None:
     """Fuzz as the command line says and write what was found.
 
@@ -137,12 +122,11 @@ def main(options: FuzzOptions) -> None:
     for name in options.readers:
         check_choice("--readers", name, *READERS)
     os.environ["OMP_NUM_THREADS"] = "1"
-    result = {
-        "machine": describe_machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "readers": fuzz(options.readers, options.start, options.start + options.inputs),
-    }
-    write_atomically(options.out, (json.dumps(result, indent=1) + "\n").encode())
+    for name in options.readers:
+        about = {"machine": describe_machine(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+        found = measure(name, options.start, options.start + options.inputs)
+        report.show_line(f"{name}: {json.dumps(found)}")
+        save_part(options.out, name, about | found)
     report.show_line(f"-> {options.out}")
 
 

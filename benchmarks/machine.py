@@ -1,5 +1,6 @@
 """What a result must say about where it was measured."""
 
+import json
 import os
 import platform
 import sys
@@ -7,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from recipe.files import write_atomically
 from recipe.run import git_commit
 
 PACKAGES = ("torch", "torchvision", "jax", "jaxlib", "flax", "optax", "numpy", "onnx", "onnxruntime")
@@ -26,6 +28,12 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def save_part(path: Path, name: str, found: dict[str, Any]) -> None:
+    """Put one part into a result file, where the others stay: what takes an hour may be measured in turns."""
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    write_atomically(path, (json.dumps(result | {name: found}, indent=1) + "\n").encode())
 
 
 def processor_name() -> str:

@@ -49,10 +49,13 @@ def fuzz_table() -> str:
             f"{found['slowest_s']:.2f}",
             f"{found['peak_growth_mib']:.0f}",
         ]
-        for name, found in result["readers"].items()
+        for name, found in ((name, result[name]) for name in READ if name in result)
     ]
     header = ["reader", "of", "inputs", "accepted", "refused", "tracebacks / crashes / hangs", "slowest, s"]
-    return markdown_table([*header, "memory, MiB"], rows) + _origin(result)
+    machine = next(iter(result.values()))["machine"] | {"command": "python -m benchmarks.fuzz --inputs 10000"}
+    return markdown_table([*header, "memory, MiB"], rows) + _origin(
+        {**next(iter(result.values())), "machine": machine}
+    )
 
 
 def determinism_table() -> str:
