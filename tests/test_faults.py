@@ -218,7 +218,9 @@ def test_a_resumed_run_writes_its_metrics_as_one_that_was_not_stopped(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_a_run_as_control_c_does(number, tmp_path):
+    before = signal.signal(number, signal.SIG_DFL)  # which nohup may have set otherwise, for children too
     process = start("Slow", tmp_path / "run")
+    signal.signal(number, before)
     wait_for(tmp_path / "run" / "metrics.jsonl")
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
