@@ -348,7 +348,8 @@ def test_the_page_shows_results_of_every_kind(monkeypatch):
     target = {"of": 19, "reached": True, "epochs": 7, "seconds": 1.5, "accuracies": [0.99, 0.9941]}
     precision = {"step_ms": 5.0, "val_accuracy": 0.9876}
     results = {
-        "training-cpu": {"networks": {"net1": steps}, "batch_sizes": {"jax": {"64": size}}},
+        "training-cpu": {"networks": {"net1": steps}},
+        "training-batches": {"batch_sizes": {"jax": {"64": size}}},
         "training-profile": {
             "network": "net1", "recipe": "r", "batch": 128, "ms_per_step": {"jax": {"dot": 3.0, "add": 1.0}}
         },
