@@ -187,8 +187,7 @@ def _interruption_reported(folder: RunFolder) -> Iterator[None]:
             report.show_notice("interrupted; kept: nothing, in the first epoch")
             raise
         state = load_checkpoint(folder.checkpoint)  # a save may have been under way
-        folder.save(state)
-        folder.save_curves(state)
+        folder.complete(state)
         report.show_notice(f"interrupted; kept: {folder.checkpoint} at step {state.step}")
         raise
 
