@@ -1,6 +1,5 @@
 """Tables and pictures of inference measurements, and the JSON that holds their figures."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from rich.table import Table
 
 from benchmarks.inference_runs import Limits, Measurement
 from export.images import Images
+from recipe.curves import encode_png
 
 LOSES = 0.98  # below it, and in every round below one, a ratio is a loss of the first row and no noise
 POINTS = 0.0005  # of accuracy that a file may lose without a word
@@ -227,10 +227,7 @@ def draw(result: dict[str, Any], title: str) -> bytes:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
     figure.suptitle(title, fontsize=10)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    pyplot.close(figure)
-    return content.getvalue()
+    return encode_png(figure)
 
 
 def _draw_line(axis: Any, cells: list[dict[str, Any]], label: str, colour: str) -> None:

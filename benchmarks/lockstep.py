@@ -5,7 +5,6 @@ place. How far a framework strays from itself is the noise floor: no port can be
 """
 
 import dataclasses
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import torch_impl.train
 from benchmarks.machine import describe_machine
 from recipe import data, report
 from recipe.checkpoint import Tensors
+from recipe.curves import encode_png
 from recipe.errors import UserError
 from recipe.files import write_atomically
 from recipe.networks import NETWORKS, Network, get_network
@@ -201,10 +201,7 @@ def draw(losses: np.ndarray, comparisons: dict[str, Comparison], title: str) -> 
     below.set(xlabel="step", ylabel="|loss difference|", yscale="log")
     above.legend()
     below.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    pyplot.close(figure)
-    return content.getvalue()
+    return encode_png(figure)
 
 
 def show(comparisons: dict[str, Comparison]) -> None:

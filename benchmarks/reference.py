@@ -1,6 +1,5 @@
 """A `reference` run beside the published one: ``python -m benchmarks.reference --run RUN``."""
 
-import io
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ import tyro
 from benchmarks.machine import describe_machine
 from recipe import report
 from recipe.checkpoint import FILE_NAME, Checkpoint, load_checkpoint
+from recipe.curves import encode_png
 from recipe.errors import UserError
 from recipe.files import write_atomically
 from recipe.options import check_choice, optional, run_command
@@ -65,10 +65,7 @@ def draw(ours: dict[str, Any], published: dict[str, Any], title: str) -> bytes:
     axes.set_xticks(epochs)
     axes.grid(alpha=0.3)
     axes.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    pyplot.close(figure)
-    return content.getvalue()
+    return encode_png(figure)
 
 
 def main(options: ReferenceOptions) -> None:

@@ -1,7 +1,6 @@
 """Accuracy over many seeds in both frameworks: ``python -m benchmarks.seeds --help``."""
 
 import dataclasses
-import io
 import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,8 +19,10 @@ from benchmarks.equivalence import compare_pairs, describe_equivalence
 from benchmarks.machine import describe_machine
 from benchmarks.seeds_together import train_seeds_together
 from benchmarks.shifts import shifted_accuracy
+from benchmarks.training_contenders import LABELS
 from recipe import data, report
 from recipe.checkpoint import FILE_NAME, Checkpoint, load_checkpoint
+from recipe.curves import encode_png
 from recipe.data import Split
 from recipe.errors import UserError
 from recipe.files import write_atomically
@@ -32,7 +33,6 @@ from recipe.recipes import RECIPES, Recipe
 from recipe.run import Framework, train
 
 FRAMEWORKS = {"torch": torch_impl.train.FRAMEWORK, "jax": jax_impl.train.FRAMEWORK}
-LABELS = {"torch": "PyTorch", "jax": "Flax"}
 MARGIN = 0.05  # percentage points of mean accuracy that count as no difference
 
 
@@ -221,10 +221,7 @@ def draw(result: dict[str, Any]) -> bytes:
     axes.set_xticks(range(len(kinds)), [f"{LABELS[kind]}, {len(result[kind])} seeds" for kind in kinds])
     axes.set(xlim=(-0.5, len(kinds) - 0.5), ylabel="final accuracy (%)")
     axes.set_title(f"{result['network']}, {result['recipe']['name']}, {result['data']['name']}")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    pyplot.close(figure)
-    return content.getvalue()
+    return encode_png(figure)
 
 
 def show(result: dict[str, Any]) -> None:

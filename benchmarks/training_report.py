@@ -1,12 +1,12 @@
 """The training benchmark's figures as tables and as a picture."""
 
-import io
 from typing import Any
 
 from rich.table import Table
 
 from benchmarks.training_contenders import LABELS
 from recipe import report
+from recipe.curves import encode_png
 
 
 def show_steps(network: str, found: dict[str, Any]) -> None:
@@ -107,7 +107,4 @@ def draw(result: dict[str, Any]) -> bytes:
         axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
         axes.minorticks_off()
         axes.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    pyplot.close(figure)
-    return content.getvalue()
+    return encode_png(figure)

@@ -1,10 +1,21 @@
 """The picture of a run."""
 
 import io
+from typing import Any
 
 import numpy as np
 
 from recipe.checkpoint import Checkpoint
+
+
+def encode_png(figure: Any) -> bytes:
+    """A figure of pyplot's as PNG bytes; it is closed."""
+    from matplotlib import pyplot
+
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    pyplot.close(figure)
+    return content.getvalue()
 
 
 def draw_curves(checkpoint: Checkpoint) -> bytes:
@@ -34,7 +45,4 @@ def draw_curves(checkpoint: Checkpoint) -> bytes:
         f"{config['network']}, {config['recipe']['name']}, seed {config['seed']}, {config['framework']}, "
         f"{config['data']['name']}"
     )
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    pyplot.close(figure)
-    return content.getvalue()
+    return encode_png(figure)
