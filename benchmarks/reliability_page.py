@@ -52,10 +52,8 @@ def fuzz_table() -> str:
         for name, found in ((name, result[name]) for name in READ if name in result)
     ]
     header = ["reader", "of", "inputs", "accepted", "refused", "tracebacks / crashes / hangs", "slowest, s"]
-    machine = next(iter(result.values()))["machine"] | {"command": "python -m benchmarks.fuzz --inputs 10000"}
-    return markdown_table([*header, "memory, MiB"], rows) + _origin(
-        {**next(iter(result.values())), "machine": machine}
-    )
+    table = markdown_table([*header, "memory, MiB"], rows)
+    return table + "".join(dict.fromkeys(_origin(result[name]) for name in READ if name in result))
 
 
 def determinism_table() -> str:

@@ -16,7 +16,7 @@ from rich.table import Table
 import jax_impl.train
 import torch_impl.train
 from benchmarks.equivalence import compare_pairs, describe_equivalence
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, processor_name
 from benchmarks.seeds_together import train_seeds_together
 from benchmarks.shifts import shifted_accuracy
 from benchmarks.training_contenders import LABELS
@@ -131,6 +131,7 @@ def summarise_run(
         "val_loss": checkpoint.metrics[-1]["val_loss"],
         "seconds": round(sum(entry["seconds"] for entry in checkpoint.metrics), 1),
         "device": checkpoint.config["device"],
+        "processor": processor_name(),
         "accuracies": accuracies,
     }
 

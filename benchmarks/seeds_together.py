@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import processor_name
 from benchmarks.shifts import averaged_accuracy, shift_validation
 from recipe import report
 from recipe.data import Split
@@ -77,6 +78,7 @@ def train_seeds_together(
             "seconds": round(seconds / len(seeds), 1),
             "seeds_at_once": len(seeds),
             "device": trainer.device,
+            "processor": processor_name(),
             "accuracies": accuracies,
         }
     return found

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from filelock import FileLock
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, processor_name
 from benchmarks.shifts import shifted_accuracy
 from recipe import data, report
 from recipe.data import Split
@@ -129,6 +129,7 @@ def try_seed(network: Network, recipe: Recipe, split: Split, seed: int) -> dict[
         "val_loss": val_losses[-1],
         "train_loss": train_losses[-1],
         "shifted": shifted_accuracy(FRAMEWORK, network, recipe, split, trainer.tensors(), "float32"),
+        "processor": processor_name(),
         "accuracies": accuracies,
         "val_losses": val_losses,
     }

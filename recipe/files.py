@@ -3,6 +3,7 @@
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from recipe.errors import UserError
@@ -32,6 +33,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; nothing there was changed"
         ) from error
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming in a folder outlast a power cut; without it, the old file may be back afterwards."""
+    with suppress(OSError):  # not every file system can, nor every folder be opened: the new file is whole
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def remove_leftovers(path: Path) -> None:

@@ -1,11 +1,12 @@
 """The command line that both training programs share."""
 
 import io
+import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -127,9 +128,19 @@ def _parse(options_type: type[OptionsT], program: str) -> OptionsT:
         sys.exit(0)
     except (AssertionError, IndexError, OSError) as error:  # of its own option --tyro-write-completion
         raise UserError(f"{error}; see {program} --help") from None
-    lines = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:]]
-    paragraph = takewhile(lambda line: line and line[0] not in "─╰", lines)
-    raise UserError(f"{' '.join(paragraph).rstrip('.')}; see {program} --help")
+    raise UserError(f"{_unbox(errors.getvalue())}; see {program} --help")
+
+
+def _unbox(text: str) -> str:
+    """The first paragraph in one of tyro's boxes, coloured on a terminal and dashed without UTF-8."""
+    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[1:]]
+    below_title = dropwhile(_is_rule, lines)
+    return " ".join(takewhile(lambda line: not _is_rule(line), below_title)).rstrip(".")
+
+
+def _is_rule(line: str) -> bool:
+    """Whether a line of a box has no text."""
+    return not line.strip("─-╰╯")
 
 
 def run_command(options_type: type[OptionsT], main: Callable[[OptionsT], None], program: str) -> None:

@@ -1,6 +1,7 @@
 """Chance is the same everywhere, and it is chance: the generators against statistics."""
 
 import dataclasses
+import hashlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -125,6 +126,8 @@ def test_seeds_differ_and_draws_are_pinned():
     assert keys.tolist() == [1374359994, -308434446]
     assert "".join(str(int(bit)) for bit in kept) == "1100011111111011"
     assert warp.tolist() == [62057, 2506, -65900, -1922, 62039, 93984]
+    many = chance.keep_mask(np.arange(-50_000, 50_000, dtype=np.int32), keys, 0.3)
+    assert hashlib.sha256(np.packbits(many)).hexdigest()[:16] == "d5a79046a94f9af7"
 
 
 def test_order_is_a_permutation_and_differs_by_epoch():

@@ -1,10 +1,12 @@
 """What goes wrong around a run: full disks, read-only folders, signals, closed terminals, jumping clocks."""
 
 import dataclasses
+import errno
 import json
 import os
 import pty
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from recipe.checkpoint import FILE_NAME, load_checkpoint
 from recipe.errors import MAX_CHARACTERS, UserError, one_line
 from recipe.files import read_at_most, write_atomically
 from recipe.folder import FILES, open_folder
+from recipe.options import TrainOptions, run_command
 from tests import fake
 
 PER_EPOCH = 11
@@ -104,6 +107,35 @@ def test_a_read_only_disk(small_disk):
         train(small_disk / "run")
     with pytest.raises(UserError, match="Read-only"):
         write_atomically(small_disk / "file", b"")
+
+
+def test_what_is_written_outlasts_a_power_cut(tmp_path, monkeypatch):
+    """As far as a disk can be asked: the content is synced before it gets its name, the folder afterwards."""
+    path, seen = tmp_path / "file", []
+
+    def sync(descriptor: int) -> None:
+        on_disk = Path(f"/proc/self/fd/{descriptor}").readlink()
+        seen.append((on_disk, on_disk.is_dir() or on_disk.read_bytes(), path.exists() and path.read_bytes()))
+
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", sync)
+    write_atomically(path, b"new")
+    (temporary, content, then), folder = seen
+    assert (temporary.parent, content, then) == (tmp_path, b"new", b"old")
+    assert folder == (tmp_path, True, b"new")
+
+
+def test_a_folder_that_cannot_be_synced_is_written_all_the_same(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def sync_files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync_files_only)
+    write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
 
 
 def test_a_folder_that_nobody_can_write():
@@ -232,18 +264,31 @@ def test_signals_end_a_run_as_control_c_does(number, tmp_path):
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    ignored = {signal.SIGHUP: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}  # the latter not under mutmut
+    before = {number: signal.signal(number, handler) for number, handler in ignored.items()}
     try:
         with signals.heeded():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
             with pytest.raises(KeyboardInterrupt) as end:
                 signal.raise_signal(signal.SIGTERM)
-            assert signals.exit_code(end.value) == 143
+            assert (signals.exit_code(end.value), str(end.value)) == (143, "SIGTERM")
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         assert signals.exit_code(KeyboardInterrupt()) == 130
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("interruption", "code"), [(KeyboardInterrupt(), 130), (signals.Signalled(15), 143)])
+def test_an_interrupted_command_says_by_what(interruption, code, monkeypatch):
+    def interrupted(_):
+        raise interruption
+
+    monkeypatch.setattr(sys, "argv", ["train"])
+    with pytest.raises(SystemExit) as end:
+        run_command(TrainOptions, interrupted, "python -m torch_impl.train")
+    assert end.value.code == code
 
 
 @pytest.mark.parametrize("ignored", [False, True])
@@ -331,6 +376,19 @@ def test_messages_are_one_line_and_hold_no_commands():
     assert str(UserError("a\n\n  b\x1b[2J\0 \udcff é")) == "a b\\x1b[2J\\x00 \\udcff é"
     assert len(one_line("x" * 10**6)) == MAX_CHARACTERS
     report.show_error("fine")
+
+
+def test_an_error_is_one_line_on_stderr(capfd):
+    report.show_error("a\nb")
+    assert capfd.readouterr() == ("", "error: a b\n")
+
+
+def test_an_error_that_nobody_can_read_is_no_error(monkeypatch):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        report.show_error("no room")
+        report.show_error("nor now")  # it goes nowhere by now
+        full.flush()
 
 
 # ------------------------------------------------------------------------------------------- clocks and files

@@ -1,5 +1,7 @@
 """The built models against tables typed in here, those of the published runs and our own network's."""
 
+import runpy
+
 import jax
 import numpy as np
 import pytest
@@ -9,10 +11,22 @@ from torch.overrides import TorchFunctionMode
 
 import jax_impl.model
 import torch_impl.model
+from recipe import networks
 from recipe.errors import UserError
-from recipe.networks import NETWORKS, Average, Conv, MaxPool, build_network, get_network
+from recipe.networks import (
+    NETWORKS,
+    Average,
+    Conv,
+    Dropout,
+    MaxPool,
+    Norm,
+    Relu,
+    build_network,
+    get_network,
+)
 
-# Parameters of each convolution and of each batch norm, and the shape each convolution gives.
+# Parameters of each convolution and of each batch norm, the shape each convolution gives, and all layers by
+# their first letters: C is a convolution, C1 one with padding, Cb one with biases; M is max pooling.
 TYPED_IN = {
     "net10040": {
         "conv": [72, 1152, 2304, 128, 1152, 2304, 128, 1152, 1440],
@@ -21,6 +35,7 @@ TYPED_IN = {
             (8, 28, 28), (16, 28, 28), (16, 28, 28), (8, 14, 14), (16, 14, 14), (16, 14, 14), (8, 7, 7),
             (16, 5, 5), (10, 3, 3),
         ],
+        "layers": "C1NRD C1NRD C1NRD M CNRD C1NRD C1NRD M CNRD CNRD C A",
         "total": 10_040,
     },
     "net9954": {
@@ -29,6 +44,7 @@ TYPED_IN = {
         "shapes": [
             (8, 26, 26), (16, 24, 24), (8, 24, 24), (16, 10, 10), (16, 8, 8), (32, 2, 2), (10, 2, 2),
         ],
+        "layers": "CbRN CbRN Cb M D CbRN CbRN M D Cb Cb A",
         "total": 9_954,
     },
     "net9555": {
@@ -38,6 +54,7 @@ TYPED_IN = {
             (13, 28, 28), (13, 28, 28), (13, 14, 14), (13, 14, 14), (13, 7, 7), (13, 7, 7), (13, 7, 7),
             (10, 1, 1),
         ],
+        "layers": "C1NR C1NR M C1NR C1NR M C1NR C1NR C1NR A C",
         "total": 9_555,
     },
 }  # fmt: skip
@@ -97,13 +114,37 @@ def test_flax_model_has_the_layers_typed_in(name):
     assert model(np.zeros((2, 28, 28, 1), np.float32)).shape == (2, 10)
 
 
+@pytest.fixture(scope="module")
+def tables():
+    """The tables made anew: of what runs when a module is imported, mutation testing sees nothing."""
+    return runpy.run_path(networks.__file__, run_name=networks.__name__)["NETWORKS"]
+
+
 @pytest.mark.parametrize("name", TYPED_IN)
-def test_the_table_says_the_same(name):
-    layers = get_network(name).layers
-    assert [layer.out_shape for layer in layers if isinstance(layer.operation, Conv)] == TYPED_IN[name][
-        "shapes"
-    ]
-    assert get_network(name).parameter_count == TYPED_IN[name]["total"]
+def test_the_table_says_the_same(name, tables):
+    table, wanted = tables[name], TYPED_IN[name]
+    kinds = [(type(layer.operation).__name__, layer) for layer in table.layers]
+    assert table.name == name
+    assert [layer.out_shape for kind, layer in kinds if kind == "Conv"] == wanted["shapes"]
+    assert [layer.parameter_count for kind, layer in kinds if kind == "Conv"] == wanted["conv"]
+    assert [layer.parameter_count for kind, layer in kinds if kind == "Norm"] == wanted["norm"]
+    assert table.parameter_count == wanted["total"]
+    assert "".join(letters(layer.operation) for layer in table.layers) == wanted["layers"].replace(" ", "")
+    assert [layer.in_shape for layer in table.layers[1:]] == [layer.out_shape for layer in table.layers[:-1]]
+    assert list(table.parameters) == list(get_network(name).parameters), "checkpoints bear these names"
+
+
+def letters(operation) -> str:
+    kind = type(operation).__name__[0]
+    if kind != "C":
+        return kind
+    return "C" + (str(operation.pad) if operation.pad else "") + ("b" if operation.bias else "")
+
+
+def test_layers_are_numbered_by_their_convolution():
+    operations = [Conv(4, pad=1), Norm(), Relu(), MaxPool(), Dropout(), Conv(10, kernel=1), Average()]
+    names = [layer.name for layer in build_network("small", operations).layers]
+    assert names == ["conv1", "norm1", "relu1", "maxpool1", "dropout1", "conv2", "average2"]
 
 
 def test_every_network_keeps_to_the_task():

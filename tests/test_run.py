@@ -1,6 +1,7 @@
 """Whole runs on the bundled digits, in both frameworks: files, resuming, interruptions, bad input."""
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -300,6 +301,51 @@ def test_what_does_not_parse_is_one_line_too(arguments, words, monkeypatch, caps
     assert printed.err.endswith("; see python -m torch_impl.train --help\n")
     assert printed.err.count("\n") == 1
     assert words in printed.err
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    "screen", [Terminal(), io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "ascii")]
+)
+@pytest.mark.parametrize(
+    ("arguments", "explanation"),
+    [
+        (
+            ["--epochs", "abc"],
+            "Error parsing --epochs: no type matching {None}|INT could be instantiated from ['abc']",
+        ),
+        (["--bogus"], "Unrecognized options: --bogus"),
+        (["--network"], "Missing value for argument '--network'. Expected 1 values"),
+    ],
+)
+def test_a_mistake_is_explained_as_tyro_does_without_its_box(
+    arguments, explanation, screen, monkeypatch, capsys
+):
+    """tyro draws a box by what standard output is: in colours on a terminal, of dashes without UTF-8."""
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with pytest.raises(SystemExit):
+        run_command(TrainOptions, lambda _: None, "python -m torch_impl.train")
+    assert capsys.readouterr().err == f"error: {explanation}; see python -m torch_impl.train --help\n"
+
+
+def test_the_help_shows_choices_and_metavariables(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", "--help"])
+    with pytest.raises(SystemExit) as end:
+        run_command(TrainOptions, lambda _: None, "python -m torch_impl.train")
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    assert shown.startswith("usage: python -m torch_impl.train ")
+    assert "--device auto|cpu|cuda" in shown
+    assert "--data-dir DIR" in shown
+    assert "(default: None)" not in shown
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
