@@ -21,7 +21,7 @@ from recipe.plan import Plan
 from recipe.recipes import Recipe
 from recipe.run import Framework, train
 
-OPTIONS = TrainOptions(network="net9954", dataset="digits", epochs=3, device="cpu")
+OPTIONS = TrainOptions(network="net9954", dataset="digits", epochs=3, batch=128, device="cpu")
 
 
 class Trainer:

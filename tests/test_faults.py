@@ -29,7 +29,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def arguments(out: Path, *more: str) -> list[str]:
-    return ["--network", "net9954", "--dataset", "digits", "--epochs", "3", "--out", str(out), *more]
+    given = ["--network", "net9954", "--dataset", "digits", "--epochs", "3", "--batch", "128"]
+    return [*given, "--out", str(out), *more]
 
 
 def start(kind: str, out: Path, *more: str, **changes) -> subprocess.Popen[str]:

@@ -24,7 +24,7 @@ from recipe.run import Framework, train
 
 FRAMEWORKS = {"torch": torch_impl.train.FRAMEWORK, "jax": jax_impl.train.FRAMEWORK}
 PER_EPOCH = 11  # 1,437 digits in batches of 128
-BASE = TrainOptions(network="net9954", dataset="digits", epochs=4, device="cpu")
+BASE = TrainOptions(network="net9954", dataset="digits", epochs=4, batch=128, device="cpu")
 
 
 @pytest.fixture(params=FRAMEWORKS)
