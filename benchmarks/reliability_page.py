@@ -1,8 +1,10 @@
 """The tables of docs/reliability.md."""
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.tables import FRAMEWORKS, Tables, load_result, markdown_table, unmeasured
+from benchmarks.tables import FRAMEWORKS, Tables, describe_origin, load_result, markdown_table, unmeasured
 
 
 def kills_table() -> str:
@@ -83,6 +85,43 @@ def determinism_table() -> str:
     return markdown_table(header, rows) + _origin(result)
 
 
+def coverage_table() -> str:
+    """How much of each package the tests run."""
+    result = load_result("reliability-coverage")
+    if result is None:
+        return unmeasured("benchmarks.coverage")
+    rows = [
+        [
+            f"`{name}`",
+            f"{found['num_statements']:,}",
+            _percent(found["covered_lines"], found["num_statements"]),
+            f"{found['num_branches']:,}",
+            _percent(found["covered_branches"], found["num_branches"]),
+        ]
+        for name, found in result["packages"].items()
+    ]
+    header = ["package", "statements", "run by the tests, %", "branches", "taken by the tests, %"]
+    return markdown_table(header, rows) + "\n\n" + describe_origin(result)
+
+
+def mutation_table() -> str:
+    """What the tests noticed of changes in each module."""
+    result = load_result("reliability-mutation")
+    if result is None:
+        return unmeasured("benchmarks.mutation")
+    rows, total = [], Counter()
+    for name, fates in result["modules"].items():
+        total.update(fates)
+        rows.append([f"`recipe/{name}.py`", *_fates(fates)])
+    header = ["module", "mutants", "tested", "noticed", "timed out", "survived", "in no test's reach"]
+    return markdown_table(header, [*rows, ["all", *_fates(total)]]) + "\n\n" + describe_origin(result)
+
+
+def _fates(fates: Mapping[str, int]) -> list[str]:
+    known = [fates.get(fate, 0) for fate in ("killed", "timeout", "survived", "no tests")]
+    return [f"{count:,}" for count in (sum(fates.values()), sum(known), *known)]
+
+
 READ = {
     "idx": "MNIST's files, plain and gzipped",
     "cache": "the decoded arrays, `.npz`",
@@ -92,6 +131,10 @@ READ = {
     "int8": "a quantised one",
     "command line": "every program's",
 }
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}" if whole else "-"
 
 
 def _yes(answer: bool) -> str:
@@ -105,4 +148,10 @@ def _origin(result: dict[str, Any]) -> str:
     return f"\n\n`{machine['command']}`: {where}; {versions}; {result['date'][:10]}."
 
 
-TABLES: Tables = {"kills": kills_table, "fuzz": fuzz_table, "determinism": determinism_table}
+TABLES: Tables = {
+    "kills": kills_table,
+    "fuzz": fuzz_table,
+    "determinism": determinism_table,
+    "coverage": coverage_table,
+    "mutation": mutation_table,
+}
