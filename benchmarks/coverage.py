@@ -1,6 +1,6 @@
 """How much of the code the tests run: ``python -m benchmarks.coverage --help``.
 
-README's test command under coverage.py, which pyproject.toml has follow the programs that the tests start, too.
+README's test command under coverage.py, set up in pyproject.toml to follow the programs that tests start.
 """
 
 import json
