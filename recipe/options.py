@@ -118,7 +118,7 @@ def _parse(options_type: type[OptionsT], program: str) -> OptionsT:
     errors = io.StringIO()
     try:
         with redirect_stderr(errors):
-            return tyro.cli(options_type, prog=program, config=(tyro.conf.OmitArgPrefixes,))
+            return tyro.cli(options_type, prog=program)
     except SystemExit as end:
         if not end.code:  # --help
             report.screen.flush()  # here, where a reader that is gone is no error

@@ -114,7 +114,7 @@ def test_flax_model_has_the_layers_typed_in(name):
     assert model(np.zeros((2, 28, 28, 1), np.float32)).shape == (2, 10)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tables():
     """The tables made anew: of what runs when a module is imported, mutation testing sees nothing."""
     return runpy.run_path(networks.__file__, run_name=networks.__name__)["NETWORKS"]

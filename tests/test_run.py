@@ -311,7 +311,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    "screen", [Terminal(), io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "ascii")]
+    "output", [Terminal(), io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "ascii")]
 )
 @pytest.mark.parametrize(
     ("arguments", "explanation"),
@@ -325,11 +325,11 @@ class Terminal(io.StringIO):
     ],
 )
 def test_a_mistake_is_explained_as_tyro_does_without_its_box(
-    arguments, explanation, screen, monkeypatch, capsys
+    arguments, explanation, output, monkeypatch, capsys
 ):
     """tyro draws a box by what standard output is: in colours on a terminal, of dashes without UTF-8."""
     monkeypatch.setattr(sys, "argv", ["train", *arguments])
-    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stdout", output)
     monkeypatch.setenv("TERM", "xterm")
     with pytest.raises(SystemExit):
         run_command(TrainOptions, lambda _: None, "python -m torch_impl.train")
@@ -346,6 +346,9 @@ def test_the_help_shows_choices_and_metavariables(monkeypatch, capsys):
     assert "--device auto|cpu|cuda" in shown
     assert "--data-dir DIR" in shown
     assert "(default: None)" not in shown
+    assert "(or set MNIST_DIR)." in " ".join(shown.replace("│", "").split()), (
+        "and no word on what it is without"
+    )
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
