@@ -1,5 +1,6 @@
 """The canonical checkpoint: what goes in comes out, and what is not one is refused in one line."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -86,6 +87,65 @@ def test_a_missing_tensor_is_refused_even_if_the_digest_fits(checkpoint, tmp_pat
     path = tmp_path / "c.safetensors"
     del checkpoint.tensors["momentum/conv1.weight"]
     save_checkpoint(path, checkpoint)
+    with pytest.raises(UserError, match="does not hold what a checkpoint of net9954 holds"):
+        load_checkpoint(path)
+
+
+GOOD_ENTRY = {
+    **{"epoch": 1, "step": 3, "lr": 0.1, "seconds": 2.5},
+    **{"train_loss": 2.0, "train_accuracy": 0.0, "val_loss": float("inf"), "val_accuracy": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({key: value} for key in ("epoch", "step") for value in (-1, 4, 1.0, "1", None, True)),
+        *({key: value} for key in ("train_accuracy", "val_accuracy") for value in (-0.01, 1.01, "1")),
+        *({key: value} for key in ("lr", "seconds") for value in (-0.1, 1e9, float("nan"), [])),
+        *({key: 10**9} for key in ("train_loss", "val_loss")),
+        {"other": "text"},
+    ],
+)
+def test_impossible_metrics_are_refused_even_if_the_digest_fits(change, checkpoint, tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, dataclasses.replace(checkpoint, metrics=[GOOD_ENTRY, {}]))
+    assert load_checkpoint(path).metrics == [GOOD_ENTRY, {}]
+    save_checkpoint(path, dataclasses.replace(checkpoint, metrics=[GOOD_ENTRY | change]))
+    with pytest.raises(UserError, match="does not hold what a checkpoint of net9954 holds"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({key: []} for key in ("data", "recipe", "versions")),
+        *({key: 1} for key in ("framework", "precision", "split")),
+        *({"data": {key: None}} for key in ("name", "fingerprint")),
+        *({"seed": value} for value in (0.0, "0", None, True)),
+        {"recipe": {"name": 1}},
+        {"versions": {"torch": 2}},
+    ],
+)
+def test_an_impossible_config_is_refused_even_if_the_digest_fits(change, checkpoint, tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, dataclasses.replace(checkpoint, config=checkpoint.config | change))
+    with pytest.raises(UserError, match="does not hold what a checkpoint of net9954 holds"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"losses": np.zeros(2)},
+        {"losses": np.zeros(3, np.float32)},
+        {"step": 3.0},
+        {"tensors": {}},
+    ],
+)
+def test_a_state_that_does_not_fit_itself_is_refused(change, checkpoint, tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, dataclasses.replace(checkpoint, **change))
     with pytest.raises(UserError, match="does not hold what a checkpoint of net9954 holds"):
         load_checkpoint(path)
 

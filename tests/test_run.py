@@ -15,7 +15,7 @@ import pytest
 
 import jax_impl.train
 import torch_impl.train
-from recipe.checkpoint import load_checkpoint
+from recipe.checkpoint import load_checkpoint, save_checkpoint
 from recipe.errors import UserError
 from recipe.files import write_atomically
 from recipe.options import TrainOptions, run_command
@@ -181,6 +181,27 @@ def test_a_folder_with_a_run_is_left_alone(framework, tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(changes, words, tmp_path, checkpoint_of_three_steps):
     with pytest.raises(UserError, match=words):
         run(FRAMEWORKS["jax"], tmp_path / "run", resume=checkpoint_of_three_steps, **changes)
+
+
+def test_a_long_value_in_a_checkpoint_is_cut_in_the_message(tmp_path, checkpoint_of_three_steps):
+    checkpoint = load_checkpoint(checkpoint_of_three_steps)
+    for length, shown in ((100, 100 * "x"), (101, "'xxxxxxxxxxxx...xxxxxxxxxxxxx'")):
+        config = checkpoint.config | {"precision": length * "x"}
+        save_checkpoint(tmp_path / "c.safetensors", dataclasses.replace(checkpoint, config=config))
+        with pytest.raises(
+            UserError, match=f"a run with precision {shown}, this one has float32; give the same"
+        ):
+            run(FRAMEWORKS["torch"], tmp_path / "run", resume=tmp_path / "c.safetensors")
+
+
+def test_a_checkpoint_without_the_metrics_of_its_epochs_is_refused(tmp_path, checkpoint_of_three_steps):
+    checkpoint = load_checkpoint(checkpoint_of_three_steps)
+    assert checkpoint.metrics[0].pop("val_loss") > 0
+    save_checkpoint(tmp_path / "c.safetensors", checkpoint)
+    with pytest.raises(
+        UserError, match=r"c\.safetensors lacks the metrics of its epochs; use another checkpoint"
+    ):
+        run(FRAMEWORKS["torch"], tmp_path / "run", resume=tmp_path / "c.safetensors")
 
 
 @pytest.fixture(scope="module")
