@@ -4,19 +4,19 @@ README's test command under coverage.py, set up in pyproject.toml to follow the 
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import write_result
+from benchmarks.tables import ROOT
 from recipe import report
 from recipe.errors import UserError
-from recipe.files import write_atomically
 from recipe.options import run_command
 
 PACKAGES = ("recipe", "torch_impl", "jax_impl", "export", "benchmarks")
@@ -53,11 +53,13 @@ def main(options: CoverageOptions) -> None:
         path = Path(folder) / "coverage.json"
         measured = [f"--cov={package}" for package in PACKAGES]
         command = [sys.executable, "-m", "pytest", *measured, f"--cov-report=json:{path}", *options.tests]
-        if code := subprocess.run(command).returncode:
+        # Data of its own: pytest-cov begins by deleting what is there, which may be of a run around this one.
+        surroundings = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+        environment = surroundings | {"COVERAGE_FILE": str(Path(folder) / "data")}
+        if code := subprocess.run(command, cwd=ROOT, env=environment).returncode:
             raise UserError(f"pytest ended with {code}; what it said stands above")
         found = {"packages": summarise(json.loads(path.read_text())["files"])}
-    about = describe_machine() | {"date": datetime.now(UTC).date().isoformat()}
-    write_atomically(options.out, (json.dumps(found | about, indent=1) + "\n").encode())
+    write_result(options.out, found)
     report.show_line(f"-> {options.out}")
 
 

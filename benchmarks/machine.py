@@ -3,7 +3,9 @@
 import json
 import os
 import platform
+import shlex
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,13 @@ PACKAGES = ("torch", "torchvision", "jax", "jaxlib", "flax", "optax", "numpy", "
 
 
 def describe_machine() -> dict[str, Any]:
-    """Command, commit, processor, GPU, cores and versions, for a result file."""
+    """Command, commit, date, processor, GPU, cores and versions, for a result file."""
     import torch
 
     return {
-        "command": " ".join(["python", "-m", *_module_and_arguments()]),
+        "command": shlex.join(["python", "-m", *_module_and_arguments()]),
         "commit": git_commit(),
+        "date": datetime.now(UTC).date().isoformat(),
         "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
@@ -28,6 +31,15 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def write_result(path: Path, found: dict[str, Any]) -> None:
+    """Write a result file: what was found, and where it was.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_atomically(path, (json.dumps(found | describe_machine(), indent=1) + "\n").encode())
 
 
 def save_part(path: Path, name: str, found: dict[str, Any]) -> None:

@@ -9,16 +9,16 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import write_result
 from recipe import report
 from recipe.errors import UserError
-from recipe.files import write_atomically
 from recipe.options import check_range, run_command
 
 FOLDER = Path("mutants")  # mutmut's, under the folder it runs in
@@ -26,28 +26,28 @@ FOLDER = Path("mutants")  # mutmut's, under the folder it runs in
 
 @dataclass(frozen=True)
 class MutationOptions:
-    """Change `recipe/` in one place at a time and count what the tests notice.
+    """Change `recipe/` in one place at a time and count what the tests notice."""
 
-    What earlier runs found of other mutants, in ``mutants``, is counted too.
-    """
-
-    only: tuple[str, ...] = ("*",)
-    """Which mutants, by patterns of their names: mutmut numbers a function's, so '*5' is a tenth of all."""
+    only: tuple[str, ...] = ()
+    """Which mutants, by patterns of their names: mutmut numbers each function's, so '*5' is about a tenth.
+    Without, all that were not tested before in the folder ``mutants``; remove it when tests have changed."""
     workers: int = 2
     """Mutants to test at once."""
     out: Path = Path("results/reliability-mutation.json")
     """Result file."""
 
 
-def read_fates(folder: Path) -> dict[str, dict[str, str]]:
-    """What became of each mutant, such as "killed" or "survived", by module and name."""
+def read_fates(folder: Path, patterns: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+    """What became of the mutants that match, such as "killed" or "survived", by module and name."""
     from mutmut.stats import status_by_exit_code
 
     fates = {}
     for path in sorted(folder.glob("*/*.py.meta")):
-        if exit_codes := json.loads(path.read_text())["exit_code_by_key"]:
+        exit_codes = json.loads(path.read_text())["exit_code_by_key"]
+        names = [name for name in exit_codes if not patterns or any(fnmatch(name, each) for each in patterns)]
+        if names:
             fates[path.name.removesuffix(".py.meta")] = {
-                name: status_by_exit_code[code] for name, code in exit_codes.items()
+                name: status_by_exit_code[exit_codes[name]] for name in names
             }
     return fates
 
@@ -75,7 +75,7 @@ def main(options: MutationOptions) -> None:
     """Run mutmut and write what it found.
 
     Raises:
-        UserError: mutmut is not installed, or the tests fail without any change.
+        UserError: a faulty option, mutmut is not installed, no mutant matches, or the tests fail without any.
     """
     check_range("--workers", options.workers, 1, 1024)
     if find_spec("mutmut") is None:
@@ -83,10 +83,8 @@ def main(options: MutationOptions) -> None:
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(options.workers), *options.only]
     if code := subprocess.run(command).returncode:
         raise UserError(f"mutmut ended with {code}; what it said stands above")
-    fates = read_fates(FOLDER)
-    found = summarise(fates) | {"survivors": describe_survivors(fates)}
-    about = describe_machine() | {"date": datetime.now(UTC).date().isoformat()}
-    write_atomically(options.out, (json.dumps(found | about, indent=1) + "\n").encode())
+    fates = read_fates(FOLDER, options.only)
+    write_result(options.out, summarise(fates) | {"survivors": describe_survivors(fates)})
     report.show_line(f"-> {options.out}")
 
 
