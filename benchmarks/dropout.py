@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -115,7 +114,6 @@ def main(options: DropoutOptions) -> None:
         table.add_row(name, f"{value:.2f}", f"{value - medians[name.split(',')[0] + ', ReLU alone']:.2f}")
     report.console.print(table)
     result = describe_machine() | {
-        "date": datetime.now(UTC).date().isoformat(),
         "shape": SHAPE_NCHW,
         "rate": RATE,
         "rounds": options.rounds,

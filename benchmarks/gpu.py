@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +301,6 @@ def main(options: GpuOptions) -> None:
     loaded = data.load("mnist", options.data_dir, read_mnist)
     split = data.split(loaded.dataset, "test")
     about = describe_machine() | {
-        "date": datetime.now(UTC).date().isoformat(),
         "data": {"name": loaded.dataset.name, "fingerprint": loaded.dataset.fingerprint},
     }
     with workers_environment("cuda", fresh_caches=True):

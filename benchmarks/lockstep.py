@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -257,7 +256,6 @@ def main(options: LockstepOptions) -> None:
         noise_floor=options.noise_floor,
     )
     result = describe_machine() | {
-        "date": datetime.now(UTC).date().isoformat(),
         "network": network.name,
         "recipe": dataclasses.asdict(recipe),
         "precision": options.precision,

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +83,6 @@ def main(options: ReferenceOptions) -> None:
     )  # it becomes part of a file's name
     out = options.out or Path("results") / f"reference-{name}-{config['framework']}.json"
     result = describe_machine() | {
-        "date": datetime.now(UTC).date().isoformat(),
         "run": config,
         "seconds": round(sum(entry["seconds"] for entry in checkpoint.metrics), 1),
         "ours": ours,

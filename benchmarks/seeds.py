@@ -4,7 +4,6 @@ import dataclasses
 import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -120,7 +119,10 @@ def train_seed(options: TrainOptions, framework: Framework, split: Split) -> dic
 def summarise_run(
     checkpoint: Checkpoint, framework: Framework, recipe: Recipe, split: Split
 ) -> dict[str, Any]:
-    """Final and best accuracy (0 to 1), and the final one with test-time averaging over shifts."""
+    """Final and best accuracy (0 to 1), and the final one with test-time averaging over shifts.
+
+    ``processor`` is this machine's, where the run ended.
+    """
     accuracies = [entry["val_accuracy"] for entry in checkpoint.metrics]
     network, precision = checkpoint.network, checkpoint.config["precision"]
     return {
@@ -194,7 +196,7 @@ def record(
         result = load_result(path, what)
         seeds = result[framework] | {str(seed): found}
         result[framework] = dict(sorted(seeds.items(), key=lambda item: int(item[0])))
-        result |= describe_machine() | {"date": datetime.now(UTC).date().isoformat()}
+        result |= describe_machine()
         result |= sum_up(result)
         write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
         write_atomically(path.with_suffix(".png"), draw(result))

@@ -3,7 +3,6 @@
 import json
 import os
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,7 +102,6 @@ def main(options: TrainingOptions) -> None:
     with workers_environment(options.device, fresh_caches=not options.quick):
         figures = measure(options, split)
     result = describe_machine() | {
-        "date": datetime.now(UTC).date().isoformat(),
         "data": {"name": loaded.dataset.name, "fingerprint": loaded.dataset.fingerprint},
         "device": options.device,
         "precision": options.precision,

@@ -3,7 +3,6 @@
 import json
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,7 +95,6 @@ def main(options: PrecisionOptions) -> None:
                 f"after one epoch {100 * figures['val_accuracy']:.2f} %"
             )
     result = describe_machine() | {
-        "date": datetime.now(UTC).date().isoformat(),
         "network": options.network,
         "recipe": "tuned, one epoch",
         "device": options.device,

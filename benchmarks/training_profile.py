@@ -5,7 +5,6 @@ import re
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -105,7 +104,6 @@ def main(options: ProfileOptions) -> None:
             found[kind] = worker.call("profile", options.steps)[1]
         show(kind, found[kind])
     result = describe_machine() | {
-        "date": datetime.now(UTC).date().isoformat(),
         "network": options.network,
         "recipe": options.recipe,
         "batch": recipe.batch,

@@ -8,18 +8,16 @@ images are never looked at. All trials are collected in one file, so that what f
 import dataclasses
 import json
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 from filelock import FileLock
 
-from benchmarks.machine import describe_machine, processor_name
+from benchmarks.machine import processor_name, write_result
 from benchmarks.shifts import shifted_accuracy
 from recipe import data, report
 from recipe.data import Split
 from recipe.errors import UserError
-from recipe.files import write_atomically
 from recipe.networks import (
     Average,
     Conv,
@@ -146,8 +144,7 @@ def record(path: Path, trial: dict[str, Any], seed: int, found: dict[str, Any]) 
                 break
         else:
             result["trials"].append(trial | {"seeds": {str(seed): found}})
-        about = describe_machine() | {"date": datetime.now(UTC).date().isoformat()}
-        write_atomically(path, (json.dumps(result | about, indent=1) + "\n").encode())
+        write_result(path, result)
 
 
 def load_record(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def test_files_are_added_up_by_package():
 
 
 def test_what_the_program_of_a_test_runs_counts(tmp_path):
-    """The test does no more than start a run; without the run, its process reaches 44 % by importing."""
+    """The test does no more than start a run; its own process, which only imports, reaches less than half."""
     out = tmp_path / "found.json"
     main(CoverageOptions(("tests/test_faults.py::test_what_an_encoding_lacks_is_escaped",), out))
     found = json.loads(out.read_text())["packages"]["recipe"]

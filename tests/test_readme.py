@@ -1,12 +1,15 @@
 """The documents say what the results say, and README's commands are the ones that are run."""
 
+import dataclasses
 import re
 
 import pytest
 
 from benchmarks import readme
+from benchmarks.lockstep import turn_everything_on
 from benchmarks.pages import PAGES
-from benchmarks.tables import ROOT, fill_tables
+from benchmarks.tables import ROOT, fill_tables, load_results
+from recipe.recipes import get_recipe
 
 README = (ROOT / "README.md").read_text()
 
@@ -42,7 +45,17 @@ def test_ci_runs_readmes_test_command():
     assert f"\n{test}\n" in ci
 
 
-def test_pictures_and_pages_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+@pytest.mark.parametrize("name", PAGES)
+def test_pictures_and_pages_exist(name):
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("pattern", ["seeds-*.json", "lockstep-*.json"])
+def test_results_are_of_the_recipes_as_they_are(pattern):
+    for result in load_results(pattern):
+        recipe = get_recipe(result["network"], result["recipe"]["name"])
+        possible = (recipe, turn_everything_on(recipe)) if pattern.startswith("lockstep") else (recipe,)
+        assert result["recipe"] in map(dataclasses.asdict, possible), result["command"]

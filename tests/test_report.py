@@ -1,9 +1,20 @@
 """What a run prints, to the letter."""
 
+from typing import IO, cast
+
 import pytest
+from rich.console import Console
 
 from recipe import report
 from recipe.networks import get_network
+
+
+@pytest.fixture(autouse=True)
+def plain_console(monkeypatch):
+    """As it is without a terminal, whatever the environment says of colours and columns."""
+    console = Console(file=cast(IO[str], report.screen), highlight=False, width=120, color_system=None)
+    monkeypatch.setattr(report, "console", console)
+
 
 FIRST = {
     **{"epoch": 1, "step": 860, "lr": 0.0123456, "seconds": 12.34},
