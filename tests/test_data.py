@@ -182,6 +182,13 @@ def test_unreachable_mirror_is_an_os_error(twin, monkeypatch):
         twin.read_mnist(None)
 
 
+def test_an_error_without_a_message_is_named_by_its_kind():
+    def reader(_):
+        raise ConnectionAbortedError
+
+    assert "cannot be downloaded (ConnectionAbortedError), hence" in (load("auto", None, reader).note or "")
+
+
 @TWINS
 def test_library_missing(twin, monkeypatch):
     for library in ("torchvision", "tensorflow_datasets"):

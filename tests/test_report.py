@@ -43,7 +43,9 @@ def test_the_end_names_the_last_and_the_best_epoch():
 
 def test_layers_are_shown_with_shapes_and_counts(capsys):
     report.show_layers(get_network("net9954"))
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    lines = capsys.readouterr().out.replace("┃", "│").splitlines()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+    assert ["layer", "what", "output (C, H, W)", "parameters"] in rows
     assert ["conv2", "Conv 3x3, 8 -> 16", "16, 24, 24", "1,168"] in rows
     assert ["maxpool3", "MaxPool", "8, 12, 12", "0"] in rows
     assert ["total", "no fully connected layer", "", "9,954"] in rows

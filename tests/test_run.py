@@ -21,6 +21,7 @@ from recipe.errors import UserError
 from recipe.files import write_atomically
 from recipe.options import TrainOptions, run_command
 from recipe.plan import make_plan
+from recipe.recipes import get_recipe, learning_rates
 from recipe.run import Framework, train
 
 FRAMEWORKS = {"torch": torch_impl.train.FRAMEWORK, "jax": jax_impl.train.FRAMEWORK}
@@ -49,6 +50,8 @@ def test_a_run_leaves_what_it_promises(framework, tmp_path, capsys):
     assert [list(entry) for entry in metrics] == [keys, keys]
     assert [(entry["epoch"], entry["step"]) for entry in metrics] == [(1, PER_EPOCH), (2, 2 * PER_EPOCH)]
     assert all(0 <= entry[key] <= 1 for entry in metrics for key in ("train_accuracy", "val_accuracy"))
+    rates = learning_rates(dataclasses.replace(get_recipe("net9954", "tuned"), epochs=2), 2 * PER_EPOCH)
+    assert [entry["lr"] for entry in metrics] == [rates[PER_EPOCH - 1], rates[-1]]
 
     losses = np.load(folder / "losses.npy", allow_pickle=False)
     assert (losses.dtype, losses.shape) == (np.float64, (2 * PER_EPOCH,))
