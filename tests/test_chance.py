@@ -153,9 +153,11 @@ def test_initial_weights_follow_pytorchs_default(network):
         assert tensor.shape == other.shape
         if tensor.size >= 500:
             assert stats.ks_2samp(tensor.ravel(), other.ravel()).pvalue > 1e-4, name
-        assert np.abs(tensor).max() <= 1 / np.sqrt(np.prod(other.shape[1:]) or 1) + 1e-9 or "norm" in name
         if "norm" in name:
             np.testing.assert_array_equal(tensor, other)
+        else:  # biases too: by the fan-in of their kernel
+            bound = 1 / np.sqrt(np.prod(ours[name.replace("bias", "weight")].shape[1:]))
+            assert bound / 2 < np.abs(tensor).max() <= bound, name
 
 
 def test_warps_stay_in_their_ranges():

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from recipe.recipes import get_recipe, learning_rates
 from recipe.run import Framework, train
 
 FRAMEWORKS = {"torch": torch_impl.train.FRAMEWORK, "jax": jax_impl.train.FRAMEWORK}
+ROOT = Path(__file__).parent.parent
 PER_EPOCH = 11  # 1,437 digits in batches of 128
 BASE = TrainOptions(network="net9954", dataset="digits", epochs=4, batch=128, device="cpu")
 
@@ -122,6 +124,24 @@ def test_the_same_seed_gives_the_same_bits(framework, tmp_path):
     assert not np.array_equal(other.losses, once.losses)
 
 
+def test_without_out_a_run_goes_where_its_settings_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(dataclasses.replace(BASE, max_steps=2, seed=5), FRAMEWORKS["torch"])
+    assert (tmp_path / "runs" / "torch-net9954-tuned-5" / "checkpoint.safetensors").exists()
+
+
+def test_a_config_says_what_it_was_resumed_from_and_by_which_code(tmp_path):
+    first = run(FRAMEWORKS["torch"], tmp_path / "first", max_steps=2)
+    again = run(FRAMEWORKS["torch"], tmp_path / "again", max_steps=3, resume=first)
+    configs = [json.loads((path.parent / "config.json").read_text()) for path in (first, again)]
+    assert [config["resumed_from"] for config in configs] == [None, str(first)]
+    for config in configs:
+        assert config["commit"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", config["commit"])
+    if shutil.which("git"):  # what it prints where there is no repository is nothing
+        here = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+        assert (configs[0]["commit"] or "").startswith(here.strip())
+
+
 def test_holdout_trains_on_fewer_images(tmp_path):
     path = run(FRAMEWORKS["torch"], tmp_path / "run", split="holdout", epochs=1)
     assert load_checkpoint(path).step == (1437 - 300) // 128
@@ -135,7 +155,7 @@ def test_holdout_trains_on_fewer_images(tmp_path):
     [
         ({"network": "net1"}, "--network 'net1'.*net10040, net9954"),
         ({"recipe": "best"}, "--recipe 'best'.*tuned, reference"),
-        ({"dataset": "cifar"}, "--dataset"),
+        ({"dataset": "cifar"}, "^--dataset 'cifar'"),
         ({"split": "train"}, "--split"),
         ({"precision": "float16"}, "--precision"),
         ({"device": "tpu"}, "--device"),
@@ -145,6 +165,7 @@ def test_holdout_trains_on_fewer_images(tmp_path):
         ({"batch": 0}, "--batch 0"),
         ({"batch": 9999}, "--batch 9999 is more than the 1437 training images"),
         ({"seed": -1}, "--seed -1"),
+        ({"seed": 2**63}, "--seed 9223372036854775808 is out of range"),
         ({"max_steps": 0}, "--max-steps 0"),
         ({"resume": Path("nowhere")}, "there is no checkpoint nowhere"),
         ({"dataset": "mnist", "data_dir": Path("nowhere")}, "nowhere"),
