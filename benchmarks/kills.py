@@ -28,11 +28,10 @@ from typing import Annotated, Any
 import numpy as np
 
 import recipe.files
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, save_part
 from recipe import report
 from recipe.checkpoint import FILE_NAME, Checkpoint, load_checkpoint
 from recipe.errors import UserError
-from recipe.files import write_atomically
 from recipe.folder import FILES
 from recipe.options import TrainOptions, check_choice, check_range, choice, run_command
 from recipe.run import Framework, train
@@ -285,14 +284,8 @@ def main(options: KillOptions) -> None:
         with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
             for found in measure(name, options, Path(folder), context):
                 report.show_line(f"{name}: {json.dumps(found)}")
-                save(options.out, name, about | found)
+                save_part(options.out, name, about | found)
     report.show_line(f"-> {options.out}")
-
-
-def save(path: Path, name: str, found: dict[str, Any]) -> None:
-    """Put one framework's counts into the result file, where the other's stay."""
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    write_atomically(path, (json.dumps(result | {name: found}, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
