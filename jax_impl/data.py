@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from recipe.data import ORIGINALS, Dataset, check_reachable, read_original, read_originals
+from recipe.data import Dataset
 from recipe.errors import UserError
+from recipe.mnist import ORIGINALS, check_reachable, read_original, read_originals
 
 URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"  # tfds's own, whose checksums it knows
 

@@ -37,23 +37,6 @@ def _conv(x: Array, kernel: Array, pad: int) -> Array:
     )
 
 
-def conv2d_by_products(x: Array, kernel: Array, pad: int) -> Array:
-    """`conv2d` as matrix products, one for each image.
-
-    Under `jax.vmap` over kernels a convolution becomes a grouped one, and a GPU's library may be slow with
-    groups, most of all in the weight gradient; a product only becomes more products.
-    """
-    images, size, filters = len(x), len(kernel), kernel.shape[-1]
-    height, width = (n + 2 * pad - size + 1 for n in x.shape[1:3])
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    shifted = [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
-    patches = jnp.concatenate(shifted, -1).reshape(images, height * width, -1)
-    # The barrier keeps them apart: as one product, the weight gradient would be one long sum on few cores.
-    kernels = jnp.broadcast_to(kernel.reshape(-1, filters), (images, patches.shape[-1], filters))
-    y = jnp.matmul(patches, lax.optimization_barrier(kernels), precision=lax.Precision.HIGHEST)
-    return y.reshape(images, height, width, filters)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv2d_cpu(x: Array, kernel: Array, pad: int) -> Array:
     size, _, channels_in, _ = kernel.shape

@@ -15,26 +15,119 @@ from jax import Array, lax
 from jax_impl.data import read_mnist
 from jax_impl.model import ConvNet, dump_tensors, load_tensors
 from recipe.checkpoint import Tensors
-from recipe.data import Split, cache_folder
+from recipe.cli import run_command
+from recipe.data import MEAN, STD, Split, cache_folder
 from recipe.errors import UserError
 from recipe.networks import Network
-from recipe.options import PRECISIONS, TrainOptions, run_command
+from recipe.options import TrainOptions
 from recipe.plan import Plan
-from recipe.recipes import Recipe
+from recipe.recipes import PRECISIONS, Recipe
 from recipe.run import Framework, train
-from recipe.warp import MEAN, SIDE, STD, UNIT, crop, pad, warp
+from recipe.warp import SIDE, UNIT, crop, pad, warp
 
 EVALUATION_BATCH = 1000
+
+
+def normalise(pixels: Array, white: int, dtype: jnp.dtype) -> Array:
+    """Integers (N, 28, 28), 0 to ``white``, to normalised images (N, 28, 28, 1)."""
+    return (pixels.astype(dtype) * (1 / (white * STD)) - MEAN / STD)[..., None]
+
+
+def prepare_images(padded: Array, indices: Array, affine: Array, dtype: jnp.dtype) -> Array:
+    """One batch of training images, warped unless ``affine`` is empty: (B, 28, 28, 1)."""
+    if len(affine) == 0:
+        return normalise(crop(padded[indices]), 255, dtype)
+    side = jnp.arange(SIDE, dtype=jnp.int32)
+    return normalise(warp(padded, affine, indices[:, None, None], side[:, None], side), UNIT, dtype)
+
+
+def training_loss(
+    model: ConvNet, recipe: Recipe, dtype: jnp.dtype, padded: Array, labels: Array, step: Plan
+) -> tuple[Array, Array]:
+    """Mean cross entropy of one step's batch and the number of correct predictions.
+
+    The running statistics of the model, which is in training mode, are updated.
+
+    Args:
+        model: in training mode.
+        recipe: for label smoothing.
+        dtype: the type to compute in.
+        padded: all training images, from `recipe.warp.pad`.
+        labels: all training labels, int32.
+        step: one step of a plan.
+    """
+    images, targets = prepare_images(padded, step.indices, step.affine, dtype), labels[step.indices]
+    logits = model(images, step.dropout_keys)
+    one_hot = jax.nn.one_hot(targets, logits.shape[1], dtype=logits.dtype)
+    loss = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, recipe.label_smoothing)).mean()
+    return loss, (logits.argmax(1) == targets).sum()
+
+
+def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """SGD with momentum, but for its learning rate; weight decay on the convolution kernels only."""
+
+    def kernels(params: nnx.State) -> nnx.State:
+        return jax.tree.map(lambda parameter: parameter.ndim == 4, params)
+
+    decay = optax.add_decayed_weights(recipe.weight_decay, kernels)
+    return optax.chain(decay, optax.trace(recipe.momentum, recipe.nesterov))
 
 
 class State(NamedTuple):
     """Everything that a step changes."""
 
-    parameters: nnx.State
-    statistics: nnx.State
-    momentum: Any  # Optax's state
-    average: tuple[nnx.State, nnx.State] | None  # of parameters and statistics
-    gradients: nnx.State  # of the last step
+    params: nnx.State
+    batch_stats: nnx.State
+    opt_state: Any  # Optax's
+    ema: tuple[nnx.State, nnx.State] | None  # of parameters and statistics
+
+
+def train_step(
+    optimizer: optax.GradientTransformation,
+    loss_fn: Callable[..., tuple[Array, tuple[nnx.State, Array]]],
+    state: State,
+    step: Plan,
+) -> tuple[State, tuple[Array, Array]]:
+    """Take one step; returns the loss and the number of correct predictions before its update."""
+    (loss, (batch_stats, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params, state.batch_stats, step
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params: Any = optax.apply_updates(state.params, optax.tree.scale(-step.lr, updates))
+    ema: Any = state.ema
+    if ema is not None:  # ema <- decay ema + (1 - decay) model, parameters and statistics
+        ema = optax.incremental_update((params, batch_stats), ema, 1 - step.ema_decay)
+    return State(params, batch_stats, opt_state, ema), (loss, correct)
+
+
+def train_steps(
+    graph: nnx.GraphDef,
+    recipe: Recipe,
+    dtype: jnp.dtype,
+    state: State,
+    padded: Array,
+    labels: Array,
+    plan: Plan,
+) -> tuple[State, tuple[Array, Array]]:
+    """All steps of a plan in one scan; returns loss and number of correct predictions of each."""
+
+    def loss_fn(
+        params: nnx.State, batch_stats: nnx.State, step: Plan
+    ) -> tuple[Array, tuple[nnx.State, Array]]:
+        model = nnx.merge(graph, params, batch_stats, copy=True)
+        loss, correct = training_loss(model, recipe, dtype, padded, labels, step)
+        return loss, (nnx.state(model, nnx.BatchStat), correct)
+
+    return lax.scan(partial(train_step, make_optimizer(recipe), loss_fn), state, plan)
+
+
+def predict_batch(
+    graph: nnx.GraphDef, dtype: jnp.dtype, params: nnx.State, batch_stats: nnx.State, padded: Array
+) -> Array:
+    """Logits (N, 10) of padded images, by the model in evaluation mode."""
+    model = nnx.merge(graph, params, batch_stats)
+    model.eval()
+    return model(normalise(crop(padded), 255, dtype))
 
 
 def select_device(name: str) -> Any:
@@ -59,97 +152,75 @@ def configure(precision: str) -> None:
 
 
 class Trainer:
-    """Model, optimizer and data on one device; see `recipe.run.Trainer`.
+    """Model, optimizer and data on one device; see `recipe.run.Trainer`."""
 
-    `jax_impl.seeds` gives it another model, and steps and logits over many states.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        recipe: Recipe,
-        split: Split,
-        device: str,
-        precision: str,
-        model: ConvNet | None = None,
-        steps: Callable[..., Any] | None = None,
-        val_logits: Callable[..., Array] | None = None,
-    ):
+    def __init__(self, network: Network, recipe: Recipe, split: Split, device: str, precision: str):
         configure(precision)
         self.network, self.recipe = network, recipe
-        self.place = place = select_device(device)
-        self.dtype, self.compute = map(jnp.dtype, PRECISIONS[precision])
-        self.device = place.device_kind if place.platform == "gpu" else "cpu"
-        self.graph, parameters, statistics = nnx.split(
-            model or ConvNet(network, recipe.dropout), nnx.Param, nnx.BatchStat
+        self.device = select_device(device)
+        self.device_name = self.device.device_kind if self.device.platform == "gpu" else "cpu"
+        self.dtype, self.compute_dtype = map(jnp.dtype, PRECISIONS[precision])
+        self.train_images = jax.device_put(pad(split.train_images), self.device)
+        self.train_labels = jax.device_put(split.train_labels.astype(np.int32), self.device)
+        self.val_images = jax.device_put(pad(split.val_images), self.device)
+        self.val_labels = jax.device_put(split.val_labels.astype(np.int32), self.device)
+
+        self.graph, params, batch_stats = nnx.split(
+            ConvNet(network, recipe.dropout), nnx.Param, nnx.BatchStat
         )
-        self.optimizer = make_optimizer(recipe)
-        average = (parameters, statistics) if recipe.ema is not None else None
-        self.state = State(parameters, statistics, self.optimizer.init(parameters), average, parameters)
-        self.train_images = jax.device_put(pad(split.train_images), place)
-        self.train_labels = jax.device_put(split.train_labels.astype(np.int32), place)
-        self.val_images = jax.device_put(pad(split.val_images), place)
-        self.val_labels = jax.device_put(split.val_labels.astype(np.int32), place)
-        take = partial(steps or train_steps, self.graph, self.optimizer, recipe, self.compute)
-        self.steps = jax.jit(take, donate_argnums=0)
-        self.logits = jax.jit(partial(val_logits or logits, self.graph, self.compute))
+        averages = recipe.ema_decay is not None
+        ema = (params, batch_stats) if averages else None
+        self.state = State(params, batch_stats, make_optimizer(recipe).init(params), ema)
+        steps_fn = partial(train_steps, self.graph, recipe, self.compute_dtype)
+        self.steps_fn = jax.jit(steps_fn, donate_argnums=0)
+        self.predict_fn = jax.jit(partial(predict_batch, self.graph, self.compute_dtype))
 
     def load(self, tensors: Tensors) -> None:
-        """Take over a canonical state."""
-        parameters = load_tensors(self.state.parameters, tensors, self.network.parameters)
-        statistics = load_tensors(self.state.statistics, tensors, self.network.buffers)
-        momentum = load_tensors(parameters, tensors, self.network.parameters, "momentum/")
-        average = None
-        if self.recipe.ema is not None:
-            average = (
-                load_tensors(parameters, tensors, self.network.parameters, "average/"),
-                load_tensors(statistics, tensors, self.network.buffers, "average/"),
-            )
-        gradients = jax.tree.map(jnp.zeros_like, parameters)
-        optimizer_state = optax.tree.set(self.optimizer.init(parameters), trace=momentum)
-        state = State(parameters, statistics, optimizer_state, average, gradients)
-        self.state = jax.device_put(state, self.place, may_alias=False)
+        """Set the state from canonical tensors."""
+        params, batch_stats = self._to_states(tensors)
+        ema = self._to_states(tensors, "average/") if self.state.ema is not None else None
+        momentum, _ = self._to_states(tensors, "momentum/")
+        opt_state = optax.tree.set(make_optimizer(self.recipe).init(params), trace=momentum)
+        state = State(params, batch_stats, opt_state, ema)
+        self.state = jax.device_put(state, self.device, may_alias=False)
 
     def tensors(self) -> Tensors:
-        """The canonical state."""
-        state, parameters, buffers = self.state, self.network.parameters, self.network.buffers
-        momentum = dump_tensors(optax.tree.get(state.momentum, "trace"), parameters, "momentum/")
-        average = {}
-        if state.average is not None:
-            average = dump_tensors(state.average[0], parameters, "average/")
-            average |= dump_tensors(state.average[1], buffers, "average/")
-        model = dump_tensors(state.parameters, parameters) | dump_tensors(state.statistics, buffers)
-        return model | momentum | average
-
-    def gradients(self) -> Tensors:
-        """The gradients of the last step, by canonical name."""
-        return dump_tensors(self.state.gradients, self.network.parameters)
-
-    def train(self, plan: Plan, done: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
-        """Take the plan's steps; returns loss and number of correct predictions of each."""
-        steps = (
-            plan.images,
-            plan.maps,
-            plan.keys,
-            plan.rates.astype(self.dtype),
-            plan.decays.astype(self.dtype),
+        """The state as canonical tensors."""
+        params, batch_stats, opt_state, ema = self.state
+        trace = dump_tensors(
+            nnx.merge(self.graph, optax.tree.get(opt_state, "trace"), batch_stats), "momentum/"
         )
-        steps = jax.device_put(steps, self.place)
-        self.state, (losses, correct) = self.steps(self.state, self.train_images, self.train_labels, steps)
+        momentum = {name: trace[name] for name in map("momentum/{}".format, self.network.parameters)}
+        average = dump_tensors(nnx.merge(self.graph, *ema), "average/") if ema is not None else {}
+        return dump_tensors(nnx.merge(self.graph, params, batch_stats)) | momentum | average
+
+    def _to_states(self, tensors: Tensors, prefix: str = "") -> tuple[nnx.State, nnx.State]:
+        """Parameters and running statistics of a network with these canonical tensors."""
+        model = ConvNet(self.network, self.recipe.dropout)
+        load_tensors(model, tensors, prefix)
+        _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        return params, batch_stats
+
+    def train(self, plan: Plan, advance: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
+        """Take the plan's steps; returns loss and number of correct predictions of each."""
+        plan = plan._replace(lr=plan.lr.astype(self.dtype), ema_decay=plan.ema_decay.astype(self.dtype))
+        plan = jax.device_put(plan, self.device)
+        self.state, (losses, correct) = self.steps_fn(self.state, self.train_images, self.train_labels, plan)
         while not losses.is_ready():  # one call for the whole epoch; Ctrl-C is heard in between
             time.sleep(0.01)
-        done(len(plan))
+        advance(len(losses))
         return np.asarray(losses, np.float64), np.asarray(correct)
 
     def predict(self) -> np.ndarray:
         """Logits (N, 10) of the validation images, by the averaged weights if there are any."""
         return np.asarray(self.val_logits())
 
-    def val_logits(self, batch: int = EVALUATION_BATCH) -> Array:
-        """`predict`'s logits on the device, of so many images at once."""
-        model = self.state.average or (self.state.parameters, self.state.statistics)
-        batches = [self.val_images[start : start + batch] for start in range(0, len(self.val_images), batch)]
-        return jnp.concatenate([self.logits(*model, images) for images in batches], axis=-2)
+    def val_logits(self) -> Array:
+        """The logits of `predict`, on the device."""
+        model = self.state.ema or (self.state.params, self.state.batch_stats)
+        starts = range(0, len(self.val_images), EVALUATION_BATCH)
+        batches = [self.val_images[start : start + EVALUATION_BATCH] for start in starts]
+        return jnp.concatenate([self.predict_fn(*model, images) for images in batches])
 
     def evaluate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation images."""
@@ -157,83 +228,6 @@ class Trainer:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, self.val_labels).mean()
         accuracy = np.asarray(logits.argmax(1) == self.val_labels).mean()
         return float(loss), float(accuracy)
-
-
-def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """SGD with momentum, but for the learning rate; weight decay on the convolution kernels only."""
-
-    def kernels(parameters: nnx.State) -> nnx.State:
-        return jax.tree.map(lambda parameter: parameter.ndim == 4, parameters)
-
-    decay = optax.add_decayed_weights(recipe.weight_decay, kernels)
-    return optax.chain(decay, optax.trace(recipe.momentum, recipe.nesterov))
-
-
-def normalise(pixels: Array, white: int, dtype: jnp.dtype) -> Array:
-    """Integers (N, 28, 28), 0 to ``white``, to normalised images (N, 28, 28, 1)."""
-    return (pixels.astype(dtype) * (1 / (white * STD)) - MEAN / STD)[..., None]
-
-
-def prepare_images(padded: Array, positions: Array, maps: Array, dtype: jnp.dtype) -> Array:
-    """One batch of training images, warped if there are maps: (B, 28, 28, 1)."""
-    if len(maps) == 0:
-        return normalise(crop(padded[positions]), 255, dtype)
-    side = jnp.arange(SIDE, dtype=jnp.int32)
-    return normalise(warp(padded, maps, positions[:, None, None], side[:, None], side), UNIT, dtype)
-
-
-def training_loss(
-    parameters: nnx.State,
-    statistics: nnx.State,
-    graph: nnx.GraphDef,
-    recipe: Recipe,
-    images: Array,
-    wanted: Array,
-    keys: Array,
-) -> tuple[Array, tuple[nnx.State, Array]]:
-    """Mean cross entropy of one batch; beside it the new statistics and the number of correct predictions."""
-    model = nnx.merge(graph, parameters, statistics, copy=True)
-    logits = model(images, keys, train=True)
-    targets = optax.smooth_labels(
-        jax.nn.one_hot(wanted, logits.shape[1], dtype=logits.dtype), recipe.label_smoothing
-    )
-    loss = optax.softmax_cross_entropy(logits, targets).mean()
-    return loss, (nnx.state(model, nnx.BatchStat), (logits.argmax(1) == wanted).sum())
-
-
-def train_steps(
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    recipe: Recipe,
-    dtype: jnp.dtype,
-    state: State,
-    padded: Array,
-    labels: Array,
-    steps: tuple[Array, ...],
-) -> tuple[State, tuple[Array, Array]]:
-    """Scan over the plan's steps; returns the new state, and loss and correct predictions of each step."""
-
-    def step(state: State, given: tuple[Array, ...]) -> tuple[State, tuple[Array, Array]]:
-        positions, maps, keys, rate, decay = given
-        images = prepare_images(padded, positions, maps, dtype)
-        (loss, (statistics, correct)), gradients = jax.value_and_grad(training_loss, has_aux=True)(
-            state.parameters, state.statistics, graph, recipe, images, labels[positions], keys
-        )
-        updates, momentum = optimizer.update(gradients, state.momentum, state.parameters)
-        parameters: Any = optax.apply_updates(state.parameters, optax.tree.scale(-rate, updates))
-        average: Any = None
-        if state.average is not None:
-            average = optax.incremental_update((parameters, statistics), state.average, 1 - decay)
-        return State(parameters, statistics, momentum, average, gradients), (loss, correct)
-
-    return lax.scan(step, state, steps)
-
-
-def logits(
-    graph: nnx.GraphDef, dtype: jnp.dtype, parameters: nnx.State, statistics: nnx.State, padded: Array
-) -> Array:
-    """Logits in evaluation mode: (N, 10)."""
-    return nnx.merge(graph, parameters, statistics)(normalise(crop(padded), 255, dtype))
 
 
 FRAMEWORK = Framework("jax", ("jax", "flax", "optax", "tensorflow-datasets", "numpy"), Trainer, read_mnist)

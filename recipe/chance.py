@@ -60,7 +60,7 @@ def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
     return np.argsort(_raw(seed, _Purpose.ORDER, epoch, images), kind="stable").astype(np.int32)
 
 
-def epoch_warps(recipe: Recipe, seed: int, epoch: int, images: int) -> np.ndarray:
+def epoch_affine(recipe: Recipe, seed: int, epoch: int, images: int) -> np.ndarray:
     """The affine map of each image of one epoch, from target to source pixels: int32, shape (images, 6).
 
     A row (a, b, c, d, e, f), in units of 2**-16, says that target pixel (x, y) shows what stood at

@@ -18,9 +18,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from recipe.chance import initial_weights
 from recipe.errors import UserError
 from recipe.files import read_at_most, write_atomically
 from recipe.networks import Network, get_network
+from recipe.recipes import PRECISIONS, Recipe
 
 FILE_NAME = "checkpoint.safetensors"
 MAX_BYTES = 64 * 2**20  # the networks have 10,000 parameters; the losses of MAX_STEPS steps are half of it
@@ -70,7 +72,7 @@ class Checkpoint:
 
     @property
     def model(self) -> Tensors:
-        """Parameters and statistics that stand for the model: averaged ones where there are any."""
+        """The parameters and statistics that are the model: the averaged ones where there are any."""
         names = [*self.network.parameters, *self.network.buffers]
         prefix = "average/" if f"average/{names[0]}" in self.tensors else ""
         return {name: self.tensors[prefix + name] for name in names}
@@ -84,6 +86,18 @@ def tensor_shapes(network: Network, averaged: bool) -> dict[str, tuple[int, ...]
         | {f"momentum/{name}": shape for name, shape in network.parameters.items()}
         | ({f"average/{name}": shape for name, shape in model.items()} if averaged else {})
     )
+
+
+def initial_tensors(network: Network, recipe: Recipe, seed: int, precision: str) -> Tensors:
+    """The state before the first step, in the type of the precision's weights."""
+    dtype, _ = PRECISIONS[precision]
+    weights = initial_weights(network, seed)
+    shapes = tensor_shapes(network, averaged=recipe.ema_decay is not None)
+    start = {
+        name: np.zeros(shape) if name.startswith("momentum/") else weights[name.removeprefix("average/")]
+        for name, shape in shapes.items()
+    }
+    return {name: tensor.astype(dtype) for name, tensor in start.items()}
 
 
 def _digest(tensors: Tensors, metadata: str) -> str:
@@ -105,6 +119,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     tensors["losses"] = checkpoint.losses
     about = json.dumps({"step": checkpoint.step, "metrics": checkpoint.metrics, "config": checkpoint.config})
     write_atomically(path, save(tensors, {"lockstep": about, "sha256": _digest(tensors, about)}))
+
+
+def find_checkpoint(run: Path) -> Path:
+    """The checkpoint that a person means: the file itself, or the one in a run's folder."""
+    return run / FILE_NAME if run.is_dir() else run
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -144,11 +163,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} was altered after it was written: its SHA-256 does not match; use another one"
         )
     losses = tensors.pop("losses", np.empty(0))
-    wanted = tensor_shapes(network, averaged=any(name.startswith("average/") for name in tensors))
-    found = {name: tensor.shape for name, tensor in tensors.items()}
+    expected = tensor_shapes(network, averaged=any(name.startswith("average/") for name in tensors))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     dtypes = {str(tensor.dtype) for tensor in tensors.values()}
     if (
-        found != wanted
+        shapes != expected
         or dtypes not in ({"float32"}, {"float64"})
         or type(step) is not int
         or (losses.shape, losses.dtype) != ((step,), np.float64)

@@ -1,4 +1,4 @@
-"""The one exception that a person's mistake raises."""
+"""The exception that a person's mistake raises, and texts that are safe to print."""
 
 import re
 
@@ -21,3 +21,8 @@ def one_line(text: str) -> str:
         text = text[: MAX_CHARACTERS - 3] + "..."
     text = re.sub(r"\s*[\r\n]\s*", " ", text)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, on one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

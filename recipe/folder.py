@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 
 from recipe import checkpoint as checkpoints
 from recipe.checkpoint import Checkpoint
-from recipe.curves import draw_curves
 from recipe.errors import UserError
+from recipe.figures import draw_curves
 from recipe.files import read_at_most, remove_leftovers, write_atomically
 
 CURVES = "curves.png"
@@ -50,16 +50,19 @@ class RunFolder:
         write_atomically(self.path / CURVES, draw_curves(checkpoint))
 
     def complete(self, checkpoint: Checkpoint) -> bool:
-        """Write what a killed run left undone beside its last checkpoint; False if nothing was.
+        """Write the files that a killed run did not write after its last checkpoint.
+
+        Returns:
+            False if all files were there already.
 
         Raises:
             UserError: it cannot be written.
         """
-        wanted = _derived(checkpoint) | {CURVES: draw_curves(checkpoint)}
-        undone = {name: content for name, content in wanted.items() if not self._holds(name, content)}
-        for name, content in undone.items():
+        files = _derived(checkpoint) | {CURVES: draw_curves(checkpoint)}
+        missing = {name: content for name, content in files.items() if not self._holds(name, content)}
+        for name, content in missing.items():
             write_atomically(self.path / name, content)
-        return bool(undone)
+        return bool(missing)
 
     def _holds(self, name: str, content: bytes) -> bool:
         try:
@@ -101,8 +104,7 @@ def open_folder(path: Path, resume: Path | None) -> Iterator[RunFolder]:
         folder = RunFolder(path)
         if folder.checkpoint.exists() and not is_own(path, resume):
             raise UserError(
-                f"{path} already holds a run; choose another --out, "
-                f"or go on with --resume {folder.checkpoint}"
+                f"{path} already holds a run; choose another --out, or go on with --resume {path}"
             )
         try:
             for name in FILES:

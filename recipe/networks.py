@@ -25,7 +25,10 @@ class Conv:
 
 @dataclass(frozen=True)
 class Norm:
-    """Batch normalisation over batch, height and width."""
+    """Batch normalisation over batch, height and width; the defaults are PyTorch's."""
+
+    epsilon: float = 1e-5
+    momentum: float = 0.1  # the weight of the new value in a running statistic
 
 
 @dataclass(frozen=True)

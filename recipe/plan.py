@@ -1,6 +1,7 @@
 """What each training step is given, as arrays whose first axis is the step."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -8,24 +9,29 @@ from recipe import chance
 from recipe.networks import Network
 from recipe.recipes import Recipe, ema_decays, learning_rates
 
+Array = Any  # NumPy's; the frameworks make the same tuple of their own arrays
 
-@dataclass(frozen=True)
-class Plan:
-    """The steps of an epoch, or some of them, with all their chance: S steps of B images each."""
 
-    images: np.ndarray  # int32 (S, B), positions in the training set
-    maps: np.ndarray  # int32 (S, B, 6), see recipe.chance.epoch_warps; (S, 0, 6) without augmentation
-    keys: np.ndarray  # int32 (S, dropout layers, 2), see recipe.chance.epoch_dropout_keys
-    rates: np.ndarray  # float64 (S,), learning rates
-    decays: np.ndarray  # float64 (S,), decays of the weight average
+class Plan(NamedTuple):
+    """The steps of an epoch, or some of them, with all their randomness: S steps of B images each.
 
-    def __len__(self) -> int:
+    A framework's training step gets one of these too, of a single step and without the axis S.
+    """
+
+    indices: Array  # int32 (S, B), positions in the training set
+    affine: Array  # int32 (S, B, 6), see `recipe.chance.epoch_affine`; (S, 0, 6) without augmentation
+    dropout_keys: Array  # int32 (S, dropout layers, 2), see `recipe.chance.epoch_dropout_keys`
+    lr: Array  # float64 (S,), learning rates
+    ema_decay: Array  # float64 (S,), decays of the weight average
+
+    @property
+    def steps(self) -> int:
         """The number of steps."""
-        return len(self.images)
+        return len(self.indices)
 
-    def __getitem__(self, steps: slice) -> "Plan":
-        """Some of the steps."""
-        return Plan(*(getattr(self, field.name)[steps] for field in fields(self)))
+    def part(self, start: int, stop: int) -> "Plan":
+        """Steps start..stop-1 of this plan."""
+        return Plan(*(array[start:stop] for array in self))
 
 
 def steps_per_epoch(recipe: Recipe, images: int) -> int:
@@ -50,13 +56,24 @@ def make_plan(network: Network, recipe: Recipe, seed: int, images: int, start: i
     assert 0 <= first < last <= steps, (start, stop, steps)
     order = chance.epoch_order(seed, epoch, images)[: steps * recipe.batch].reshape(steps, recipe.batch)
     if recipe.augments:
-        maps = chance.epoch_warps(recipe, seed, epoch, steps * recipe.batch).reshape(*order.shape, 6)
+        affine = chance.epoch_affine(recipe, seed, epoch, steps * recipe.batch).reshape(*order.shape, 6)
     else:
-        maps = np.zeros((steps, 0, 6), np.int32)
+        affine = np.zeros((steps, 0, 6), np.int32)
     return Plan(
-        images=order[first:last],
-        maps=maps[first:last],
-        keys=chance.epoch_dropout_keys(network, seed, epoch, steps)[first:last],
-        rates=learning_rates(recipe, steps * recipe.epochs)[start:stop],
-        decays=ema_decays(recipe, start, stop),
+        indices=order[first:last],
+        affine=affine[first:last],
+        dropout_keys=chance.epoch_dropout_keys(network, seed, epoch, steps)[first:last],
+        lr=learning_rates(recipe, steps * recipe.epochs)[start:stop],
+        ema_decay=ema_decays(recipe, start, stop),
     )
+
+
+def make_plans(
+    network: Network, recipe: Recipe, seed: int, images: int, start: int, stop: int
+) -> Iterator[Plan]:
+    """The plans of global steps start..stop-1, one for each epoch or part of one; see `make_plan`."""
+    per_epoch = steps_per_epoch(recipe, images)
+    while start < stop:
+        end = min(stop, (start // per_epoch + 1) * per_epoch)
+        yield make_plan(network, recipe, seed, images, start, end)
+        start = end

@@ -9,22 +9,22 @@ from recipe.errors import UserError
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run besides network, data, seed and precision."""
+    """All that decides a run apart from network, data, seed and precision."""
 
     name: str
     epochs: int
     batch: int
-    peak_rate: float  # learning rate; constant where warmup is None
+    lr: float  # learning rate: the peak of the schedule, or constant where warmup is None
     warmup: float | None = None  # fraction of all steps up to the peak; then linear decay to zero
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0  # on convolution kernels only
     dropout: float = 0.0
-    rotation: float = 0.0  # augmentation ranges, each drawn uniformly from +-: degrees
+    rotation: float = 0.0  # augmentation, each drawn uniformly from plus or minus this: degrees
     shift: float = 0.0  # pixels
     scale: float = 0.0  # fraction
     shear: float = 0.0  # degrees
-    ema: float | None = None  # decay of the weight average, which then is the model
+    ema_decay: float | None = None  # of the weight average, which then is the model
     label_smoothing: float = 0.0
 
     @property
@@ -33,15 +33,15 @@ class Recipe:
         return any((self.rotation, self.shift, self.scale, self.shear))
 
 
-# The settings that net9954's author published; net10040's author published none, and its curve fits these
-# with a small dropout (DESIGN.md).
-_PUBLISHED = Recipe("reference", epochs=19, batch=128, peak_rate=0.01, dropout=0.3)
+# The settings that net9954's author published. net10040's author published none; its curve fits the same
+# settings with a small dropout.
+_PUBLISHED = Recipe("reference", epochs=19, batch=128, lr=0.01, dropout=0.3)
 
 _TUNED = Recipe(
     "tuned",
     epochs=19,
     batch=64,
-    peak_rate=0.1,
+    lr=0.1,
     warmup=0.15,
     nesterov=True,
     weight_decay=1e-4,
@@ -49,7 +49,7 @@ _TUNED = Recipe(
     shift=1.5,
     scale=0.07,
     shear=3.0,
-    ema=0.999,
+    ema_decay=0.999,
 )
 
 _RECIPES: dict[tuple[str, str], Recipe] = {
@@ -62,6 +62,13 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
 }
 
 RECIPES = ("tuned", "reference")
+
+# --precision: the types of weights, statistics, optimizer and loss, and of what lies between the layers.
+PRECISIONS = {
+    "float32": ("float32", "float32"),
+    "float64": ("float64", "float64"),
+    "bfloat16": ("float32", "bfloat16"),
+}
 
 
 def get_recipe(network: str, name: str) -> Recipe:
@@ -82,9 +89,9 @@ def learning_rates(recipe: Recipe, steps: int) -> np.ndarray:
     so that no step has rate zero.
     """
     if recipe.warmup is None:
-        return np.full(steps, recipe.peak_rate)
+        return np.full(steps, recipe.lr)
     position = (np.arange(steps) + 0.5) / steps
-    return recipe.peak_rate * np.minimum(position / recipe.warmup, (1 - position) / (1 - recipe.warmup))
+    return recipe.lr * np.minimum(position / recipe.warmup, (1 - position) / (1 - recipe.warmup))
 
 
 def ema_decays(recipe: Recipe, start: int, stop: int) -> np.ndarray:
@@ -94,4 +101,4 @@ def ema_decays(recipe: Recipe, start: int, stop: int) -> np.ndarray:
     it the average would stay near the initial weights for the whole first epoch.
     """
     step = np.arange(start, stop)
-    return np.minimum(recipe.ema or 0.0, (1 + step) / (10 + step))
+    return np.minimum(recipe.ema_decay or 0.0, (1 + step) / (10 + step))

@@ -1,4 +1,4 @@
-"""What a training run shows on the screen."""
+"""What the commands show on the screen."""
 
 import os
 import sys
@@ -29,28 +29,28 @@ class Screen:
 
     @property
     def stream(self) -> IO[str] | None:
-        """Where it goes now; None where the program was started without."""
-        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # what a progress bar puts in front
+        """Standard output as it is now; None if the program was started without one."""
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # under a progress bar's own stream
 
     @property
     def encoding(self) -> str:
-        """Of the stream."""
+        """The stream's encoding."""
         return getattr(self.stream, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
-        """Whether somebody sits there."""
+        """Return True if standard output is a terminal."""
         with suppress(ValueError):  # closed
             return self.stream is not None and self.stream.isatty()
         return False
 
     def fileno(self) -> int:
-        """The stream's, for its width."""
+        """The stream's descriptor, from which its width is read."""
         if self.stream is None:
             raise OSError("there is no standard output")
         return self.stream.fileno()
 
     def write(self, text: str) -> int:
-        """Write, if anything takes it."""
+        """Write the text, or drop it if standard output is gone."""
         if self.stream is not None:
             try:
                 self.stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
@@ -59,7 +59,7 @@ class Screen:
         return len(text)
 
     def flush(self) -> None:
-        """Flush, if anything takes it."""
+        """Flush, unless standard output is gone."""
         if self.stream is not None:
             try:
                 self.stream.flush()
@@ -73,7 +73,7 @@ class Screen:
 
 
 def _divert(stream: IO[str] | None) -> None:
-    """Send what is and will be written to a stream nowhere, or it would fail again, at the latest at exit."""
+    """Connect a broken stream to the null device; otherwise Python would fail once more when it exits."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, cast(IO[str], stream).fileno())
@@ -121,14 +121,21 @@ def show_notice(message: str) -> None:
     console.print(message, style="bold yellow", markup=False, soft_wrap=True)
 
 
+EPOCH_HEADER = "  epoch       lr   train loss  accuracy     val loss  accuracy   seconds"
+
+
 def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
-    """One aligned line on one epoch."""
+    """One line on one epoch, aligned under `EPOCH_HEADER`: at most 80 columns."""
     return (
-        f"epoch {metrics['epoch']:3d}/{epochs}  lr {metrics['lr']:.5f}  "
-        f"train loss {metrics['train_loss']:.4f} accuracy {100 * metrics['train_accuracy']:6.2f} %  "
-        f"val loss {metrics['val_loss']:.4f} accuracy {100 * metrics['val_accuracy']:6.2f} %  "
-        f"{metrics['seconds']:6.1f} s"
+        f"{metrics['epoch']:>3}/{epochs:<3}  {metrics['lr']:7.5f}"
+        f"  {metrics['train_loss']:11.4f}  {100 * metrics['train_accuracy']:6.2f} %"
+        f"  {metrics['val_loss']:11.4f}  {100 * metrics['val_accuracy']:6.2f} %  {metrics['seconds']:8.1f}"
     )
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: "1 epoch", "2,000 epochs"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def show_line(message: str) -> None:
@@ -147,12 +154,13 @@ def make_progress() -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        speed_estimate_period=3600,  # a framework may finish a whole epoch at once
         disable=not console.is_terminal,
     )
 
 
 def summary(metrics: list[dict[str, Any]], parameters: int, data: str) -> str:
-    """The closing lines: final and best validation accuracy, parameters, seconds."""
+    """The closing lines of a run: final and best validation accuracy, parameters, seconds of training."""
     final, best = metrics[-1], max(metrics, key=lambda entry: entry["val_accuracy"])
     seconds = sum(entry["seconds"] for entry in metrics)
     return (

@@ -1,62 +1,50 @@
 """A training run from options to run folder; a framework only supplies a `Trainer`."""
 
 import dataclasses
-import platform
-import reprlib
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from recipe import data, report
-from recipe.chance import initial_weights
-from recipe.checkpoint import Checkpoint, Tensors, load_checkpoint, tensor_shapes
+from recipe import checkpoint as checkpoints
+from recipe import data, record, report
+from recipe.checkpoint import Checkpoint, Tensors, initial_tensors, load_checkpoint
 from recipe.data import Split
 from recipe.errors import UserError
-from recipe.folder import RunFolder, is_own, open_folder
-from recipe.networks import Network, get_network
-from recipe.options import PRECISIONS, TrainOptions
-from recipe.plan import Plan, make_plan, steps_per_epoch
+from recipe.folder import RunFolder, open_folder
+from recipe.networks import Network
+from recipe.options import TrainOptions
+from recipe.plan import Plan, make_plans, steps_per_epoch
 from recipe.recipes import Recipe
+from recipe.settings import Settings, check_options, settings_of_checkpoint, settings_of_options, shorten
 
-# What two runs must have in common for one to go on where the other stopped.
-RESUME_KEYS = ("network", "recipe", "seed", "precision", "split", "data")
-MISSING = "(nothing)"  # in the place of a setting that one of two runs lacks
-MAX_STEPS = (
-    4_000_000  # of which a checkpoint, which holds every step's loss, stays a file that is read at once
-)
+# A checkpoint holds the loss of every step. With more steps it would be too large to read at once.
+MAX_STEPS = 4_000_000
 
 
 class Trainer(Protocol):
     """One framework's model, optimizer and data on one device."""
 
-    device: str
+    device_name: str
 
     def load(self, tensors: Tensors) -> None:
-        """Take over parameters, statistics, momentum and average, by canonical name."""
+        """Set parameters, statistics, momentum and average, by canonical name."""
 
     def tensors(self) -> Tensors:
-        """All of the above as they are now."""
+        """All of these as they are now."""
         ...
 
-    def train(self, plan: Plan, done: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
-        """Take the plan's steps; ``done(n)`` says that n more are finished.
+    def train(self, plan: Plan, advance: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
+        """Take the plan's steps; ``advance(n)`` reports that n more are finished.
 
         Returns:
             Loss (float64) and number of correct predictions (int) of every step, before its update.
         """
-        ...
-
-    def gradients(self) -> Tensors:
-        """The gradients of the last step, by canonical name."""
         ...
 
     def predict(self) -> np.ndarray:
@@ -64,7 +52,7 @@ class Trainer(Protocol):
         ...
 
     def evaluate(self) -> tuple[float, float]:
-        """Loss and accuracy (0 to 1) on the validation images, from `predict`'s logits."""
+        """Loss and accuracy (0 to 1) on the validation images, from the same logits."""
         ...
 
 
@@ -73,21 +61,27 @@ class Framework:
     """What a training program consists of."""
 
     name: str
-    packages: tuple[str, ...]  # whose versions the config records
+    packages: tuple[str, ...]  # the config records their versions
     trainer: Callable[[Network, Recipe, Split, str, str], Trainer]
     read_mnist: data.Reader
 
 
-def initial_tensors(network: Network, recipe: Recipe, seed: int, precision: str) -> Tensors:
-    """The state before the first step, in the type of the precision's weights."""
-    dtype, _ = PRECISIONS[precision]
-    weights = initial_weights(network, seed)
-    shapes = tensor_shapes(network, averaged=recipe.ema is not None)
-    start = {
-        name: np.zeros(shape) if name.startswith("momentum/") else weights[name.removeprefix("average/")]
-        for name, shape in shapes.items()
-    }
-    return {name: tensor.astype(dtype) for name, tensor in start.items()}
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to start or to go on."""
+
+    settings: Settings
+    loaded: data.Loaded
+    split: Split
+    last: int  # the step to stop after
+    out: Path
+    resume: Path | None  # the checkpoint to go on from
+    start: Checkpoint | None  # its content
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in one epoch."""
+        return steps_per_epoch(self.settings.recipe, len(self.split.train_images))
 
 
 def train(options: TrainOptions, framework: Framework) -> None:
@@ -95,91 +89,155 @@ def train(options: TrainOptions, framework: Framework) -> None:
 
     Raises:
         UserError: bad options, data, checkpoint or folder, or a loss that is not finite.
-        KeyboardInterrupt: after saying what was kept.
+        KeyboardInterrupt: after a line that says what was kept.
+    """
+    run = prepare(options, framework)
+    if run.start and run.start.step >= run.last:
+        _finish(run, run.start)
+        return
+    settings = run.settings
+    trainer = framework.trainer(
+        settings.network, settings.recipe, run.split, options.device, settings.precision
+    )
+    config = _config(options, run, framework) | {"device": trainer.device_name}
+    with open_folder(run.out, run.resume) as folder, _report_interruption(folder):
+        if run.start and run.resume and load_checkpoint(run.resume).step != run.start.step:
+            raise UserError(f"another run has just gone on from {run.resume}; start again")
+        folder.save_config(config)
+        _show_start(run, framework, trainer)
+        if run.start:
+            state = dataclasses.replace(run.start, config=config)
+        else:
+            tensors = initial_tensors(settings.network, settings.recipe, settings.seed, settings.precision)
+            state = Checkpoint(0, tensors, np.empty(0), [], config)
+        trainer.load(state.tensors)
+        state = _train_epochs(run, trainer, state, folder)
+        folder.save_curves(state)
+        _show_summary(run, state)
+
+
+def prepare(options: TrainOptions, framework: Framework) -> Run:
+    """Check the options, the data and the checkpoint to go on from, if there is one.
+
+    Raises:
+        UserError: something is wrong with any of them.
     """
     options.validate()
-    network, recipe = get_network(options.network), options.resolved_recipe()
-    loaded = data.load(options.dataset, options.data_dir, framework.read_mnist)
-    split = data.split(loaded.dataset, options.split)
-    per_epoch = steps_per_epoch(recipe, len(split.train_images))
+    resume = checkpoints.find_checkpoint(options.resume) if options.resume else None
+    start = load_checkpoint(resume) if resume else None
+    if start and resume:
+        settings = settings_of_checkpoint(start, str(resume))
+        check_options(options, settings, str(resume))
+    else:
+        settings = settings_of_options(options)
+    loaded = data.load(settings.dataset, options.data_dir, framework.read_mnist)
+    if start:
+        _check_start(start, str(resume), loaded)
+    split = data.split(loaded.dataset, settings.split)
+    recipe, images = settings.recipe, len(split.train_images)
+    per_epoch = steps_per_epoch(recipe, images)
     if per_epoch == 0:
-        raise UserError(f"--batch {recipe.batch} is more than the {len(split.train_images)} training images")
-    config = _config(options, recipe, loaded, framework)
-    start = go_on_from(options.resume, config) if options.resume else None
+        raise UserError(f"--batch {recipe.batch} is more than the {images} training images")
     total = per_epoch * recipe.epochs
     if total > MAX_STEPS:
         raise UserError(
             f"{total:,} steps are more than {MAX_STEPS:,}; give fewer --epochs or a larger --batch"
         )
     last = min(total, options.max_steps or total)
-    out = options.out or Path("runs") / f"{framework.name}-{network.name}-{recipe.name}-{options.seed}"
-    if start and start.step >= last:
-        _complete(start, options.resume, out, last)
-        return
-    trainer = framework.trainer(network, recipe, split, options.device, options.precision)
-    config["device"] = trainer.device
-    with open_folder(out, options.resume) as folder, _interruption_reported(folder):
-        if start and options.resume and load_checkpoint(options.resume).step != start.step:
-            raise UserError(f"another run has just gone on from {options.resume}; start again")
-        folder.save_config(config)
-        report.show_layers(network)
-        if loaded.note:
-            report.show_notice(loaded.note)
-        report.show_line(
-            f"{framework.name} on {trainer.device}, {loaded.dataset.name}, {recipe.name}, "
-            f"{options.precision}, seed {options.seed}"
-        )
-        report.show_line(f"{recipe.epochs} epochs of {per_epoch} steps of {recipe.batch} images -> {out}")
-        if start is None:
-            tensors = initial_tensors(network, recipe, options.seed, options.precision)
-            start = Checkpoint(0, tensors, np.empty(0), [], config)
-        state = dataclasses.replace(start, config=config)
-        trainer.load(state.tensors)
-        state = _epochs(trainer, recipe, len(split.train_images), state, last, folder)
-        folder.save_curves(state)
-        report.show_line(report.summary(state.metrics, network.parameter_count, loaded.dataset.name))
+    if start and last < start.step:
+        raise UserError(f"--max-steps {last}: {resume} is at step {start.step} already; give more")
+    if options.out:
+        out = options.out
+    elif resume and resume.name == checkpoints.FILE_NAME:
+        out = resume.parent
+    else:
+        name = f"{framework.name}-{settings.network.name}-{recipe.name}-{settings.seed}"
+        out = Path("runs") / name
+    return Run(settings, loaded, split, last, out, resume, start)
 
 
-def _epochs(
-    trainer: Trainer, recipe: Recipe, images: int, state: Checkpoint, last: int, folder: RunFolder
-) -> Checkpoint:
-    """Train from a state to step ``last``, saving after every epoch."""
-    per_epoch = steps_per_epoch(recipe, images)
+def _check_start(start: Checkpoint, name: str, loaded: data.Loaded) -> None:
+    theirs, ours = start.config["data"]["fingerprint"], loaded.dataset.fingerprint
+    if theirs != ours:
+        raise UserError(f"{name} was trained on other images: fingerprint {shorten(theirs)}, here {ours}")
+    if not start.has_whole_metrics():
+        raise UserError(f"{name} lacks the metrics of its epochs; use another checkpoint")
+
+
+def _finish(run: Run, state: Checkpoint) -> None:
+    """Show the summary of a run that is finished; complete the files that a kill kept it from writing."""
+    if run.resume and run.resume.parent.resolve() == run.out.resolve():
+        with open_folder(run.out, run.resume) as folder:
+            if folder.complete(state):
+                report.show_notice(f"the run had reached its last step; completed the files in {run.out}")
+    report.show_notice(f"{run.resume} is finished: step {state.step} is its last; nothing was trained")
+    _show_summary(run, state)
+
+
+def _train_epochs(run: Run, trainer: Trainer, state: Checkpoint, folder: RunFolder) -> Checkpoint:
+    """Train from a state to the run's last step; save after every epoch."""
+    settings, per_epoch = run.settings, run.steps_per_epoch
+    plans = make_plans(
+        settings.network, settings.recipe, settings.seed, len(run.split.train_images), state.step, run.last
+    )
     with report.make_progress() as progress:
-        task = progress.add_task("training", total=last, completed=state.step)
-        while state.step < last:
-            stop = min(last, (state.step // per_epoch + 1) * per_epoch)
-            plan = make_plan(state.network, recipe, state.config["seed"], images, state.step, stop)
+        task = progress.add_task("training", total=run.last, completed=state.step)
+        for plan in plans:
             began = time.perf_counter()
             losses, correct = trainer.train(plan, lambda steps: progress.advance(task, steps))
             seconds = time.perf_counter() - began
             _check_finite(losses, plan, state, folder)
             val_loss, val_accuracy = trainer.evaluate()
+            step = state.step + plan.steps
             entry = {
-                "epoch": (stop - 1) // per_epoch + 1,
-                "step": stop,
-                "lr": float(plan.rates[-1]),
+                "epoch": (step - 1) // per_epoch + 1,
+                "step": step,
+                "lr": float(plan.lr[-1]),
                 "train_loss": float(losses.mean()),
-                "train_accuracy": float(correct.sum() / plan.images.size),
+                "train_accuracy": float(correct.sum() / plan.indices.size),
                 "val_loss": val_loss,
                 "val_accuracy": val_accuracy,
                 "seconds": seconds,
             }
             state = Checkpoint(
-                stop,
+                step,
                 trainer.tensors(),
                 np.concatenate([state.losses, losses]),
                 [*state.metrics, entry],
                 state.config,
             )
             folder.save(state)
-            report.show_line(report.epoch_line(entry, recipe.epochs))
+            report.show_line(report.epoch_line(entry, settings.recipe.epochs))
     return state
 
 
+def _show_start(run: Run, framework: Framework, trainer: Trainer) -> None:
+    settings, recipe = run.settings, run.settings.recipe
+    report.show_layers(settings.network)
+    if run.loaded.note:
+        report.show_notice(run.loaded.note)
+    report.show_line(
+        f"{framework.name} on {trainer.device_name}, {run.loaded.dataset.name}, {recipe.name}, "
+        f"{settings.precision}, seed {settings.seed}"
+    )
+    report.show_line(
+        f"{report.count(recipe.epochs, 'epoch')} of {report.count(run.steps_per_epoch, 'step')} "
+        f"of {report.count(recipe.batch, 'image')} -> {run.out}"
+    )
+    if run.start:
+        report.show_line(f"going on after step {run.start.step}")
+    report.show_line("The first epoch also compiles the network, which takes up to a minute.")
+    report.show_line(report.EPOCH_HEADER)
+
+
+def _show_summary(run: Run, state: Checkpoint) -> None:
+    parameters, dataset = run.settings.network.parameter_count, run.loaded.dataset.name
+    report.show_line(report.summary(state.metrics, parameters, dataset))
+
+
 @contextmanager
-def _interruption_reported(folder: RunFolder) -> Iterator[None]:
-    """Where Ctrl-C ends a run, complete its folder from the checkpoint and say what was kept."""
+def _report_interruption(folder: RunFolder) -> Iterator[None]:
+    """If Ctrl-C ends a run, complete its folder from the checkpoint and say what was kept."""
     try:
         yield
     except KeyboardInterrupt:
@@ -202,80 +260,21 @@ def _check_finite(losses: np.ndarray, plan: Plan, state: Checkpoint, folder: Run
         )
         raise UserError(
             f"the loss is {losses[bad[0]]} at step {state.step + bad[0]}, learning rate "
-            f"{plan.rates[bad[0]]:g}; {kept}; use another recipe, batch or seed"
+            f"{plan.lr[bad[0]]:g}; {kept}; use another recipe, batch or seed"
         )
 
 
-def _complete(finished: Checkpoint, resume: Path | None, out: Path, last: int) -> None:
-    """Where a run was killed after its last checkpoint, write the files that it did not come to.
-
-    Raises:
-        UserError: there is nothing to do, since the run is whole, elsewhere or further on.
-    """
-    if finished.step == last and is_own(out, resume):
-        with open_folder(out, resume) as folder:
-            if folder.complete(finished):
-                report.show_notice(f"the run had reached its last step; completed the files in {out}")
-                return
-    raise UserError(f"{resume} is at step {finished.step} already, and the run ends at {last}")
-
-
-def go_on_from(path: Path, config: dict[str, Any]) -> Checkpoint:
-    """The checkpoint to go on from, if it is of the same run."""
-    checkpoint = load_checkpoint(path)
-    for key in RESUME_KEYS:
-        theirs, ours = checkpoint.config.get(key), config[key]
-        if theirs == ours:
-            continue
-        if isinstance(theirs, dict) and isinstance(ours, dict):
-            part = next(
-                part for part in ours | theirs if theirs.get(part, MISSING) != ours.get(part, MISSING)
-            )
-            key, theirs, ours = f"{key}.{part}", theirs.get(part, MISSING), ours.get(part, MISSING)
-        raise UserError(
-            f"{path} is of a run with {key} {_short(theirs)}, this one has {_short(ours)}; "
-            "give the same options"
-        )
-    if not checkpoint.has_whole_metrics():
-        raise UserError(f"{path} lacks the metrics of its epochs; use another checkpoint")
-    return checkpoint
-
-
-def _short(value: object) -> str:
-    """A value from a file, in a message: text as it is unless it is long."""
-    return value if isinstance(value, str) and len(value) <= 100 else reprlib.repr(value)
-
-
-def _config(
-    options: TrainOptions, recipe: Recipe, loaded: data.Loaded, framework: Framework
-) -> dict[str, Any]:
+def _config(options: TrainOptions, run: Run, framework: Framework) -> dict[str, Any]:
     """Everything resolved, for ``config.json``."""
+    dataset = run.loaded.dataset
     return {
         "framework": framework.name,
-        "network": options.network,
-        "recipe": dataclasses.asdict(recipe),
-        "seed": options.seed,
-        "precision": options.precision,
-        "split": options.split,
-        "data": {"name": loaded.dataset.name, "fingerprint": loaded.dataset.fingerprint},
-        "data_note": loaded.note,
+        **run.settings.config,
+        "data": {"name": dataset.name, "fingerprint": dataset.fingerprint},
+        "data_note": run.loaded.note,
         "max_steps": options.max_steps,
-        "resumed_from": str(options.resume) if options.resume else None,
-        "command": " ".join(sys.argv),
+        "resumed_from": str(run.resume) if run.resume else None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": git_commit(),
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()} {platform.system()}",
-        "versions": {package: version(package) for package in framework.packages},
+        "machine": record.describe_machine(),
+        **record.provenance(framework.packages),
     }
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout this file is in, with ``+`` where it has changes; None without git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    here = Path(__file__).parent
-    try:
-        answer = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None

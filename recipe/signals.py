@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a program as Ctrl-C does: with what it has, and saying so."""
+"""SIGTERM and SIGHUP end a program as Ctrl-C does: it keeps what it has and says so."""
 
 import signal
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def exit_code(interruption: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
+def raise_on_signal() -> Iterator[None]:
     """Within it, both signals raise `Signalled` in the main thread.
 
     One that is ignored stays so: ``nohup`` has SIGHUP ignored, because the program is meant to go on.

@@ -13,8 +13,6 @@ SIDE = 28
 _LEFT, _RIGHT = 1, 2  # zero pixels around an image, so that every bilinear neighbour exists
 UNIT = 255 * 2**16  # `warp` gives white as this
 
-MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels in 0..1, as everybody quotes them
-
 
 def pad(images: np.ndarray) -> np.ndarray:
     """Put the zero border around images that `warp` reads: uint8 (N, 28, 28) -> (N, 31, 31)."""
@@ -26,24 +24,24 @@ def crop(padded: Array) -> Array:
     return padded[..., _LEFT : _LEFT + SIDE, _LEFT : _LEFT + SIDE]
 
 
-def warp(padded: Array, maps: Array, image: Array, row: Array, column: Array) -> Array:
+def warp(padded: Array, affine: Array, index: Array, row: Array, column: Array) -> Array:
     """Bilinear affine warp; what lies outside an image is black.
 
     Args:
         padded: images from `pad`, any integer type that is at least 32 bits wide once indexed.
-        maps: int32 (N, 6) in units of 2**-16, see `recipe.chance.epoch_warps`.
-        image: int32 (N, 1, 1), position in ``padded`` of each image wanted.
+        affine: int32 (N, 6) in units of 2**-16, see `recipe.chance.epoch_affine`.
+        index: int32 (N, 1, 1), position of each source image in ``padded``.
         row: int32 (28, 1), the target rows 0..27.
         column: int32 (28,), the target columns 0..27.
 
     Returns:
         int32 (N, 28, 28), pixel values in units of 1 / 2**16: 0 to `UNIT`.
     """
-    maps = maps[:, :, None, None]
-    x = (maps[:, 0] * column + maps[:, 1] * row + maps[:, 2]).clip(-1 << 16, SIDE << 16)
-    y = (maps[:, 3] * column + maps[:, 4] * row + maps[:, 5]).clip(-1 << 16, SIDE << 16)
+    affine = affine[:, :, None, None]
+    x = (affine[:, 0] * column + affine[:, 1] * row + affine[:, 2]).clip(-1 << 16, SIDE << 16)
+    y = (affine[:, 3] * column + affine[:, 4] * row + affine[:, 5]).clip(-1 << 16, SIDE << 16)
     left, top = (x >> 16) + _LEFT, (y >> 16) + _LEFT
     across, down = (x >> 8) & 0xFF, (y >> 8) & 0xFF  # eight bits of the fraction weigh the neighbours
-    upper = padded[image, top, left] * (256 - across) + padded[image, top, left + 1] * across
-    lower = padded[image, top + 1, left] * (256 - across) + padded[image, top + 1, left + 1] * across
+    upper = padded[index, top, left] * (256 - across) + padded[index, top, left + 1] * across
+    lower = padded[index, top + 1, left] * (256 - across) + padded[index, top + 1, left + 1] * across
     return upper * (256 - down) + lower * down

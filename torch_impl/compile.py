@@ -1,28 +1,30 @@
-"""Faster steps where the machine has what they take, and the plain ones, with a notice, where it has not."""
+"""Faster steps on machines that have a compiler or a GPU; elsewhere the plain step, with a notice."""
 
 import ctypes
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recipe import report
+from recipe.plan import Plan
 
-# glibc's names for what `keep_freed_memory` sets (malloc.h).
+# glibc's names for the two limits of `keep_freed_memory` (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-WARM_UP_STEPS = 3  # taken before the one that becomes a CUDA graph, as PyTorch's notes on graphs advise
+WARM_UP_STEPS = 3  # before the step that becomes a CUDA graph, as PyTorch's notes on graphs advise
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors instead of handing it back to the system at once.
+    """Make glibc keep the memory of freed tensors instead of returning it to the system at once.
 
-    A step frees and takes some hundred megabytes, and fresh pages cost a sixth of its time on a CPU.
+    A step frees and allocates some hundred megabytes, and fresh pages cost a sixth of its time on a CPU.
     """
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most it takes
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest value that glibc accepts
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
@@ -33,7 +35,7 @@ def compile_if_possible(function: Callable[..., Any]) -> Callable[..., Any]:
     compiled = torch.compile(function, dynamic=False)
     chosen = None
 
-    def first_try(*arguments: Tensor) -> Any:
+    def try_first(*arguments: Any) -> Any:
         nonlocal chosen
         if chosen is None:
             try:
@@ -47,15 +49,68 @@ def compile_if_possible(function: Callable[..., Any]) -> Callable[..., Any]:
                 return result
         return chosen(*arguments)
 
-    return first_try
+    return try_first
+
+
+class StepLoop:
+    """Takes the steps of a plan one after the other; on a GPU as a CUDA graph.
+
+    A step of these networks is a hundred and more kernels, and each is done in less time than its launch
+    takes; a graph launches all of them as one. A graph reads and writes the memory that it was recorded with.
+    So the plan lies in the same buffers in every epoch, and the number of the next step is on the device too.
+
+    Args:
+        train_step: takes one step's plan; returns its loss and number of correct predictions.
+        steps: the most steps that a plan has.
+        dtype: of losses, learning rates and decays.
+        device: of the buffers.
+    """
+
+    def __init__(
+        self,
+        train_step: Callable[[Plan], tuple[Tensor, Tensor]],
+        steps: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        self.train_step = train_step
+        self.steps, self.dtype, self.device = steps, dtype, device
+        self.number = torch.zeros(1, dtype=torch.int64, device=device)
+        self.losses = torch.zeros(steps, dtype=dtype, device=device)
+        self.correct = torch.zeros(steps, dtype=torch.int64, device=device)
+        self.plan: Plan | None = None
+        self.step = record_if_possible(self._step) if device.type == "cuda" else self._step
+
+    def load(self, plan: Plan) -> None:
+        """Put a plan into the buffers and start with its first step."""
+        arrays = [torch.from_numpy(array) for array in plan]
+        if self.plan is None:
+            self.plan = Plan(*(self._make_buffer(array) for array in arrays))
+        for buffer, array in zip(self.plan, arrays, strict=True):
+            buffer[: plan.steps] = array
+        self.number.zero_()
+
+    def results(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Loss (float64) and number of correct predictions of the first steps."""
+        losses, correct = (buffer[:steps].numpy(force=True) for buffer in (self.losses, self.correct))
+        return losses.astype(np.float64), correct.copy()
+
+    def _make_buffer(self, array: Tensor) -> Tensor:
+        dtype = self.dtype if array.is_floating_point() else array.dtype
+        return torch.zeros((self.steps, *array.shape[1:]), dtype=dtype, device=self.device)
+
+    def _step(self) -> None:
+        """Take the next step; nothing in it waits for a GPU."""
+        assert self.plan is not None
+        step = Plan(*(buffer.index_select(0, self.number)[0] for buffer in self.plan))
+        loss, correct = self.train_step(step)
+        self.losses.index_copy_(0, self.number, loss[None])
+        self.correct.index_copy_(0, self.number, correct[None])
+        self.number += 1
 
 
 def record_if_possible(step: Callable[[], None]) -> Callable[[], None]:
-    """The step as a CUDA graph once it has warmed up, or the step itself, with a notice, where that fails.
-
-    A step of these networks is a hundred and more kernels, each done in less time than its launch takes; a
-    graph launches all of them as one. It reads and writes the memory it was recorded with.
-    """
+    """The step as a CUDA graph after its warm-up, or the step itself, with a notice, where that fails."""
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     calls, replay = 0, None
 
@@ -64,7 +119,7 @@ def record_if_possible(step: Callable[[], None]) -> Callable[[], None]:
         calls += 1
         if calls > WARM_UP_STEPS and replay is None:
             try:
-                with torch.cuda.graph(graph, stream=stream):  # which records, and computes nothing
+                with torch.cuda.graph(graph, stream=stream):  # this records, and computes nothing
                     step()
                 replay = graph.replay
             except RuntimeError as error:

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from recipe.data import ORIGINALS, Dataset, check_reachable, read_originals
+from recipe.data import Dataset
+from recipe.mnist import ORIGINALS, check_reachable, read_originals
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"  # torchvision's first mirror; its second is plain http
 

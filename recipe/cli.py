@@ -1,0 +1,82 @@
+"""What every command line of the project shares: parsing, one-line errors and exit codes."""
+
+import io
+import re
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from itertools import dropwhile, takewhile
+from typing import TypeVar
+
+import tyro
+
+from recipe import report, signals
+from recipe.errors import UserError
+
+OptionsT = TypeVar("OptionsT")
+
+
+def optional(metavar: str, default: str = "") -> object:
+    """Show an option without a fixed default by the kind of its value and, if there is one, a default."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "")
+
+
+def check_range(option: str, value: int | None, low: int, high: int) -> None:
+    """Refuse a number that is out of range.
+
+    Raises:
+        UserError: naming the option and its range.
+    """
+    if value is not None and not low <= value <= high:
+        raise UserError(f"{option} {value} is out of range; give {low} to {high}")
+
+
+def run_command(options_type: type[OptionsT], main: Callable[[OptionsT], None], program: str) -> None:
+    """Parse the command line, run ``main``, and exit with a code that says how it ended.
+
+    2 after a `UserError`, which becomes one line on stderr; 128 + signal after Ctrl-C, SIGTERM and SIGHUP.
+    """
+    try:
+        with signals.raise_on_signal():
+            main(_parse(options_type, program))
+    except UserError as error:
+        report.show_error(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt as interruption:
+        sys.exit(signals.exit_code(interruption))
+
+
+def _parse(options_type: type[OptionsT], program: str) -> OptionsT:
+    """The options on the command line; tyro's own errors, boxes of several lines, become a `UserError`."""
+    errors = io.StringIO()
+    try:
+        with redirect_stderr(errors):
+            return tyro.cli(options_type, prog=program)
+    except SystemExit as end:
+        if not end.code:  # --help
+            report.screen.flush()  # here, where a reader that is gone is no error
+            raise
+    except BrokenPipeError:  # nobody reads the help
+        report.screen.flush()
+        sys.exit(0)
+    except (AssertionError, IndexError, OSError) as error:  # of its own option --tyro-write-completion
+        raise UserError(f"{error}; see {program} --help") from None
+    raise UserError(f"{_unbox(errors.getvalue())}; see {program} --help")
+
+
+def _unbox(text: str) -> str:
+    """The message in tyro's box, on one line, with the options that it suggests.
+
+    The box is coloured on a terminal, and drawn with dashes where the encoding lacks its lines.
+    """
+    lines = [line.strip("│| ") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[1:]]
+    below_title = list(dropwhile(_is_rule, lines))
+    message = " ".join(takewhile(lambda line: not _is_rule(line), below_title)).rstrip(".")
+    similar = re.search(r"(?:Perhaps you meant|Similar arguments?)\W*(.*)", " ".join(below_title))
+    suggestions = re.findall(r"--[a-z][a-z-]+", similar[1])[:1] if similar else []
+    return f"{message}; did you mean {suggestions[0]}?" if suggestions else message
+
+
+def _is_rule(line: str) -> bool:
+    """Whether a line of a box has no text."""
+    return not line.strip("─-╰╯")
