@@ -173,6 +173,7 @@ class Trainer:
         self.state = State(params, batch_stats, make_optimizer(recipe).init(params), ema)
         steps_fn = partial(train_steps, self.graph, recipe, self.compute_dtype)
         self.steps_fn = jax.jit(steps_fn, donate_argnums=0)
+        self.compiled: dict[int, Callable[..., Any]] = {}  # by the number of steps
         self.predict_fn = jax.jit(partial(predict_batch, self.graph, self.compute_dtype))
 
     def load(self, tensors: Tensors) -> None:
@@ -204,8 +205,11 @@ class Trainer:
     def train(self, plan: Plan, advance: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
         """Take the plan's steps; returns loss and number of correct predictions of each."""
         plan = plan._replace(lr=plan.lr.astype(self.dtype), ema_decay=plan.ema_decay.astype(self.dtype))
-        plan = jax.device_put(plan, self.device)
-        self.state, (losses, correct) = self.steps_fn(self.state, self.train_images, self.train_labels, plan)
+        arguments = (self.train_images, self.train_labels, jax.device_put(plan, self.device))
+        if plan.steps not in self.compiled:
+            self.compiled[plan.steps] = self.steps_fn.lower(self.state, *arguments).compile()
+        advance(0)
+        self.state, (losses, correct) = self.compiled[plan.steps](self.state, *arguments)
         while not losses.is_ready():  # one call for the whole epoch; Ctrl-C is heard in between
             time.sleep(0.01)
         advance(len(losses))

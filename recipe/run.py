@@ -42,6 +42,8 @@ class Trainer(Protocol):
     def train(self, plan: Plan, advance: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
         """Take the plan's steps; ``advance(n)`` reports that n more are finished.
 
+        The first call of ``advance``, maybe with n = 0, comes when everything is compiled.
+
         Returns:
             Loss (float64) and number of correct predictions (int) of every step, before its update.
         """
@@ -111,9 +113,9 @@ def train(options: TrainOptions, framework: Framework) -> None:
             tensors = initial_tensors(settings.network, settings.recipe, settings.seed, settings.precision)
             state = Checkpoint(0, tensors, np.empty(0), [], config)
         trainer.load(state.tensors)
-        state = _train_epochs(run, trainer, state, folder)
+        state, compile_seconds = _train_epochs(run, trainer, state, folder)
         folder.save_curves(state)
-        _show_summary(run, state)
+        _show_summary(run, state, compile_seconds)
 
 
 def prepare(options: TrainOptions, framework: Framework) -> Run:
@@ -171,21 +173,37 @@ def _finish(run: Run, state: Checkpoint) -> None:
             if folder.complete(state):
                 report.show_notice(f"the run had reached its last step; completed the files in {run.out}")
     report.show_notice(f"{run.resume} is finished: step {state.step} is its last; nothing was trained")
-    _show_summary(run, state)
+    _show_summary(run, state, 0.0)
 
 
-def _train_epochs(run: Run, trainer: Trainer, state: Checkpoint, folder: RunFolder) -> Checkpoint:
-    """Train from a state to the run's last step; save after every epoch."""
+def _train_epochs(
+    run: Run, trainer: Trainer, state: Checkpoint, folder: RunFolder
+) -> tuple[Checkpoint, float]:
+    """Train from a state to the run's last step; save after every epoch.
+
+    Returns:
+        The last state, and the seconds before the first step, in which the framework compiled.
+    """
     settings, per_epoch = run.settings, run.steps_per_epoch
+    compiled = 0.0  # when the first plan was compiled
+
+    def advance(steps: int) -> None:
+        nonlocal compiled
+        compiled = compiled or time.perf_counter()
+        progress.update(task, advance=steps, description="training")
+
+    compile_seconds = 0.0
     plans = make_plans(
         settings.network, settings.recipe, settings.seed, len(run.split.train_images), state.step, run.last
     )
     with report.make_progress() as progress:
-        task = progress.add_task("training", total=run.last, completed=state.step)
+        task = progress.add_task("compiling", total=run.last, completed=state.step)
         for plan in plans:
-            began = time.perf_counter()
-            losses, correct = trainer.train(plan, lambda steps: progress.advance(task, steps))
-            seconds = time.perf_counter() - began
+            began, first = time.perf_counter(), not compiled
+            losses, correct = trainer.train(plan, advance)
+            if first:
+                compile_seconds = compiled - began
+            seconds = time.perf_counter() - began - first * compile_seconds
             _check_finite(losses, plan, state, folder)
             val_loss, val_accuracy = trainer.evaluate()
             step = state.step + plan.steps
@@ -208,7 +226,7 @@ def _train_epochs(run: Run, trainer: Trainer, state: Checkpoint, folder: RunFold
             )
             folder.save(state)
             report.show_line(report.epoch_line(entry, settings.recipe.epochs))
-    return state
+    return state, compile_seconds
 
 
 def _show_start(run: Run, framework: Framework, trainer: Trainer) -> None:
@@ -226,13 +244,13 @@ def _show_start(run: Run, framework: Framework, trainer: Trainer) -> None:
     )
     if run.start:
         report.show_line(f"going on after step {run.start.step}")
-    report.show_line("The first epoch also compiles the network, which takes up to a minute.")
+    report.show_line("compiling the network, which takes up to a minute")
     report.show_line(report.EPOCH_HEADER)
 
 
-def _show_summary(run: Run, state: Checkpoint) -> None:
+def _show_summary(run: Run, state: Checkpoint, compile_seconds: float) -> None:
     parameters, dataset = run.settings.network.parameter_count, run.loaded.dataset.name
-    report.show_line(report.summary(state.metrics, parameters, dataset))
+    report.show_line(report.summary(state.metrics, parameters, dataset, compile_seconds))
 
 
 @contextmanager

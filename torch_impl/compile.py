@@ -1,8 +1,11 @@
 """Faster steps on machines that have a compiler or a GPU; elsewhere the plain step, with a notice."""
 
 import ctypes
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from recipe.plan import Plan
 
 # glibc's names for the two limits of `keep_freed_memory` (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+SAMPLE_SECONDS = 0.3  # of watching how busy the cores are
 WARM_UP_STEPS = 3  # before the step that becomes a CUDA graph, as PyTorch's notes on graphs advise
 
 
@@ -26,6 +30,41 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest value that glibc accepts
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def share_cores() -> None:
+    """Use only the cores that no other program is using, unless OMP_NUM_THREADS says how many to use.
+
+    OpenMP's threads wait for each other in loops. If another program keeps one of them from its core, the
+    others wait at every parallel loop, and a step takes twenty times as long.
+    """
+    cores = getattr(os, "sched_getaffinity", lambda _: ())(0)
+    if "OMP_NUM_THREADS" in os.environ or len(cores) < 2:
+        return
+    before = _busy_seconds(cores)
+    time.sleep(SAMPLE_SECONDS)
+    busy = round((_busy_seconds(cores) - before) / SAMPLE_SECONDS)
+    if busy:
+        threads = max(1, len(cores) - busy)
+        torch.set_num_threads(threads)
+        report.show_notice(
+            f"other programs use {busy} of {len(cores)} cores, so PyTorch takes "
+            f"{report.count(threads, 'thread')}; OMP_NUM_THREADS=N insists on another number"
+        )
+
+
+def _busy_seconds(cores: Collection[int]) -> float:
+    """Processor time that all programs have had on these cores; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return 0.0
+    ticks = 0
+    for line in lines:
+        name, *times = line.split()
+        if name.removeprefix("cpu").isdigit() and int(name.removeprefix("cpu")) in cores:
+            ticks += sum(map(int, times[:3])) + sum(map(int, times[5:8]))  # all but idle and waiting
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def compile_if_possible(function: Callable[..., Any]) -> Callable[..., Any]:

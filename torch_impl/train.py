@@ -21,7 +21,7 @@ from recipe.plan import Plan, steps_per_epoch
 from recipe.recipes import PRECISIONS, Recipe
 from recipe.run import Framework, train
 from recipe.warp import SIDE, UNIT, crop, pad, warp
-from torch_impl.compile import StepLoop, compile_if_possible, keep_freed_memory
+from torch_impl.compile import StepLoop, compile_if_possible, keep_freed_memory, share_cores
 from torch_impl.data import read_mnist
 from torch_impl.model import ConvNet, dump_tensors, load_tensors
 
@@ -129,6 +129,7 @@ def configure(precision: str) -> None:
     partitioner.ban_recompute_used_far_apart = False
     partitioner.ban_recompute_long_fusible_chains = False
     keep_freed_memory()
+    share_cores()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA's compiler but no CUDA
 
 
