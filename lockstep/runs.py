@@ -1,0 +1,164 @@
+"""Train side by side and compare after every step: losses, gradients and every tensor of the state.
+
+A comparison is with the other framework or, for the noise floor, of a framework with itself, started from
+weights moved by one unit in the last place. Rounding alone makes such runs differ, so no port can be closer.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from recipe.checkpoint import Tensors, initial_tensors
+from recipe.networks import Network
+from recipe.plan import make_plans
+from recipe.recipes import Recipe
+from recipe.run import Trainer
+
+KINDS = ("gradient", "parameter", "momentum", "statistic", "average")
+PAIRS = {"torch_jax": (0, 1), "torch_torch": (0, 2), "jax_jax": (1, 3)}  # positions among the trainers
+SETTLED = 20  # steps after which float32 runs are as far apart as they get; before, all are still together
+
+
+@dataclass
+class Comparison:
+    """Differences between two trainers over all steps so far."""
+
+    loss: list[float] = field(default_factory=list)  # |difference| at each step
+    largest: dict[str, tuple[float, str]] = field(default_factory=dict)  # by kind: see `largest_differences`
+    predictions: int = 0  # validation images that the two classify differently at the end
+
+    def add_step(self, loss: float, tensors: Tensors, reference: Tensors) -> None:
+        """Add the loss difference and the tensors of one step."""
+        self.loss.append(abs(loss))
+        for kind, difference in largest_differences(tensors, reference).items():
+            self.largest[kind] = max(difference, self.largest.get(kind, difference))
+
+
+def relative_difference(tensor: np.ndarray, reference: np.ndarray) -> float:
+    """Norm of the difference divided by the norm of the reference.
+
+    0 where both are all zeros; infinite where only the reference is, or where a number is not finite.
+    """
+    reference = reference.astype(np.float64).ravel()
+    difference = np.linalg.norm(tensor.astype(np.float64).ravel() - reference)
+    size = np.linalg.norm(reference)
+    if not np.isfinite(difference) or not size:
+        return np.inf if difference else 0.0
+    return float(difference / size)
+
+
+def kind_of(name: str) -> str:
+    """The kind, one of `KINDS`, of a tensor by its canonical name."""
+    if "/" in name:
+        return name.split("/")[0]
+    return "statistic" if "running" in name else "parameter"
+
+
+def largest_differences(tensors: Tensors, reference: Tensors) -> dict[str, tuple[float, str]]:
+    """For each kind of tensor the largest relative difference and the name of that tensor."""
+    largest: dict[str, tuple[float, str]] = {}
+    for name in tensors.keys() | reference.keys():
+        difference = relative_difference(tensors[name], reference[name]), name
+        largest[kind_of(name)] = max(difference, largest.get(kind_of(name), difference))
+    return largest
+
+
+def add_gradients(tensors: Tensors, before: Tensors, momentum: float) -> Tensors:
+    """The state after a step, with the gradient of that step (weight decay included) as ``gradient/NAME``.
+
+    SGD sets momentum <- momentum x decay + gradient, so the two states of the momentum give the gradient.
+    """
+    gradients = {
+        name.replace("momentum/", "gradient/"): tensor - momentum * before[name]
+        for name, tensor in tensors.items()
+        if name.startswith("momentum/")
+    }
+    return tensors | gradients
+
+
+def nudge(tensors: Tensors) -> Tensors:
+    """Move every weight by one unit in the last place; statistics, momentum and averages stay."""
+    return {
+        name: np.nextafter(tensor, np.inf, dtype=tensor.dtype) if kind_of(name) == "parameter" else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def turn_everything_on(recipe: Recipe) -> Recipe:
+    """The recipe with dropout and augmentation, whichever of the two it lacks."""
+    ranges = {"rotation": 9.0, "shift": 1.5, "scale": 0.07, "shear": 3.0}
+    return replace(recipe, dropout=recipe.dropout or 0.05, **({} if recipe.augments else ranges))
+
+
+def run_lockstep(
+    trainers: Sequence[Trainer],
+    network: Network,
+    recipe: Recipe,
+    images: int,
+    steps: int,
+    *,
+    seed: int = 0,
+    precision: str = "float64",
+    advance: Callable[[int], None] = lambda _: None,
+) -> tuple[np.ndarray, dict[str, Comparison]]:
+    """Train side by side, one step at a time, from the same initial weights and by the same plan.
+
+    Args:
+        trainers: of PyTorch and of Flax; for the noise floor another of each, which start nudged.
+        network: as the trainers have it.
+        recipe: as the trainers have it.
+        images: the size of their training set.
+        steps: how many of the recipe's schedule.
+        seed: of every draw.
+        precision: as the trainers have it.
+        advance: called with 1 after each step.
+
+    Returns:
+        The losses, float64 (trainers, steps), and a comparison for each of `PAIRS` that was trained.
+    """
+    start = initial_tensors(network, recipe, seed, precision)
+    for index, trainer in enumerate(trainers):
+        trainer.load(start if index < 2 else nudge(start))
+    comparisons = {pair: Comparison() for pair, both in PAIRS.items() if max(both) < len(trainers)}
+    states = [trainer.tensors() for trainer in trainers]
+    losses = []
+    for plan in make_plans(network, recipe, seed, images, 0, steps):
+        for step in range(plan.steps):
+            one = plan.part(step, step + 1)
+            loss = np.array([trainer.train(one, lambda _: None)[0] for trainer in trainers])
+            losses.append(loss)
+            before, states = states, [trainer.tensors() for trainer in trainers]
+            observed = [add_gradients(*each, recipe.momentum) for each in zip(states, before, strict=True)]
+            for pair, comparison in comparisons.items():
+                a, b = PAIRS[pair]
+                comparison.add_step(float(loss[a, 0] - loss[b, 0]), observed[a], observed[b])
+            advance(1)
+    classes = [trainer.predict().argmax(1) for trainer in trainers]
+    for pair, comparison in comparisons.items():
+        a, b = PAIRS[pair]
+        comparison.predictions = int((classes[a] != classes[b]).sum())
+    return np.concatenate(losses, axis=1), comparisons
+
+
+def summarise(comparisons: dict[str, Comparison]) -> dict[str, Any]:
+    """The comparisons' numbers in one flat dict, each under ``PAIR_NAME``.
+
+    ``loss`` is the largest difference over all steps, ``loss_rms`` the root mean square from step `SETTLED`
+    on, each of `KINDS` the largest relative difference of a tensor, ``predictions`` a count.
+    """
+    numbers: dict[str, Any] = {}
+    for pair, comparison in comparisons.items():
+        loss = np.array(comparison.loss)
+        late = loss[SETTLED:] if len(loss) > SETTLED else loss
+        numbers[f"{pair}_loss"] = float(loss.max())
+        numbers[f"{pair}_loss_rms"] = float(np.sqrt((late**2).mean()))
+        numbers |= {f"{pair}_{kind}": difference for kind, (difference, _) in comparison.largest.items()}
+        numbers[f"{pair}_predictions"] = comparison.predictions
+    return numbers
+
+
+def largest_tensor_difference(numbers: dict[str, Any], pair: str = "torch_jax") -> float:
+    """The largest relative difference of any tensor, of whatever kind, in what `summarise` returns."""
+    return max(numbers[key] for kind in KINDS if (key := f"{pair}_{kind}") in numbers)
