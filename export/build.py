@@ -10,15 +10,14 @@ from onnx import TensorProto, helper, numpy_helper
 from export.fold import Affine, Convolution, Plain, Step
 from recipe.networks import CLASSES, IMAGE_SHAPE, Average, MaxPool, Network, Relu
 
-# Old enough for ONNX Runtime since 1.12, new enough for int8 per channel.
-OPSET, IR_VERSION = 17, 8
+OPSET, IR_VERSION = 17, 8  # ONNX Runtime 1.12 and later read them
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 
 
 def build_model(network: Network, steps: Sequence[Step]) -> onnx.ModelProto:
     """A model from ``image``, float32 (batch, 1, 28, 28), to ``logits`` and ``probabilities`` (batch, 10).
 
-    Nodes bear the layer table's names, so that a viewer shows which layer is where.
+    Nodes and their outputs have the layer table's names, so that a viewer shows which layer is where.
     """
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []
@@ -27,9 +26,9 @@ def build_model(network: Network, steps: Sequence[Step]) -> onnx.ModelProto:
         weights.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype=np.float32), name))
         return name
 
-    def node(operator: str, name: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        nodes.append(helper.make_node(operator, inputs, [output or f"{name}.out"], name, **attributes))
-        return output or f"{name}.out"
+    def node(operator: str, name: str, *inputs: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
+        return name
 
     value = INPUT
     for step in steps:
@@ -41,18 +40,21 @@ def build_model(network: Network, steps: Sequence[Step]) -> onnx.ModelProto:
                 side = weight.shape[-1]
                 value = node("Conv", name, value, *inputs, kernel_shape=[side, side], pads=[pad] * 4)
             case Affine(name, scale, shift):
+                scale, shift = scale[:, None, None], shift[:, None, None]
                 if np.any(scale != 1):
-                    value = node("Mul", f"{name}.mul", value, constant(f"{name}.scale", scale[:, None, None]))
-                if np.any(shift):
-                    value = node("Add", f"{name}.add", value, constant(f"{name}.shift", shift[:, None, None]))
+                    value = node("Mul", f"{name}.mul", value, constant(f"{name}.scale", scale))
+                if np.all(shift < 0):  # the same bits as adding, which onnx2tf cannot convert
+                    value = node("Sub", f"{name}.sub", value, constant(f"{name}.shift", -shift))
+                elif np.any(shift):
+                    value = node("Add", f"{name}.add", value, constant(f"{name}.shift", shift))
             case Plain(name, Relu()):
                 value = node("Relu", name, value)
             case Plain(name, MaxPool()):
                 value = node("MaxPool", name, value, kernel_shape=[2, 2], strides=[2, 2])
             case Plain(name, Average()):
                 value = node("GlobalAveragePool", name, value)
-    value = node("Flatten", "flatten", value, output=LOGITS, axis=1)
-    node("Softmax", "softmax", value, output=PROBABILITIES, axis=1)
+    node("Flatten", LOGITS, value, axis=1)
+    node("Softmax", PROBABILITIES, LOGITS, axis=1)
 
     image = helper.make_tensor_value_info(
         INPUT,

@@ -12,10 +12,8 @@ from itertools import pairwise
 import numpy as np
 
 from recipe.checkpoint import Tensors
+from recipe.data import MEAN, STD
 from recipe.networks import Average, Conv, Dropout, MaxPool, Network, Norm, Relu
-from recipe.warp import MEAN, STD
-
-BN_EPSILON = 1e-5  # as in torch_impl.model and jax_impl.model; verification would notice a difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +62,8 @@ def steps_of(network: Network, tensors: Tensors) -> list[Step]:
             case Conv(channels, _, pad, bias):
                 shift = values[f"{name}.bias"] if bias else np.zeros(channels)
                 steps.append(Convolution(name, values[f"{name}.weight"], shift, pad, layer.in_shape[1]))
-            case Norm():
-                scale = values[f"{name}.weight"] / np.sqrt(values[f"{name}.running_var"] + BN_EPSILON)
+            case Norm(epsilon):
+                scale = values[f"{name}.weight"] / np.sqrt(values[f"{name}.running_var"] + epsilon)
                 shift = values[f"{name}.bias"] - values[f"{name}.running_mean"] * scale
                 steps.append(Affine(name, scale, shift))
             case Dropout():
@@ -75,32 +73,20 @@ def steps_of(network: Network, tensors: Tensors) -> list[Step]:
     return steps
 
 
-def fold(steps: Sequence[Step], merge: bool = True, merge_average: bool = False) -> list[Step]:
-    """Apply the rewrites until none applies.
-
-    Args:
-        steps: from `steps_of`.
-        merge: also merge two convolutions with nothing between them, where that takes fewer multiplications.
-        merge_average: also merge a convolution and the global average behind it. By default not: the average
-            evens out the rounding of its terms, without it the logits' error was three times as large.
-    """
+def fold(steps: Sequence[Step]) -> list[Step]:
+    """Apply the rewrites to steps from `steps_of` until none applies."""
     folded = list(steps)
     while True:
         for index, (first, second) in enumerate(pairwise(folded)):
-            pair = _fold_pair(first, second)
-            if pair is None and merge:
-                pair = _merge_convolutions(first, second)
-            if pair is None and merge_average:
-                pair = _merge_average(first, second)
-            if pair is not None:
-                folded[index : index + 2] = pair
+            if (rewritten := _rewrite(first, second)) is not None:
+                folded[index : index + 2] = rewritten
                 break
         else:
             return folded
 
 
-def _fold_pair(first: Step, second: Step) -> list[Step] | None:
-    """The same two steps with the affine one gone or moved on; None where there is nothing to do."""
+def _rewrite(first: Step, second: Step) -> list[Step] | None:
+    """Steps that do the same with an affine step gone or moved on; None where there is nothing to do."""
     match first, second:
         case Affine(), Affine():
             shift = second.scale * first.shift + second.shift
@@ -117,6 +103,8 @@ def _fold_pair(first: Step, second: Step) -> list[Step] | None:
             return _fold_before_maximum(first, second)
         case Affine(), Plain(operation=Average()):
             return [second, first]
+        case Convolution(), Convolution(pad=0):
+            return _merge_convolutions(first, second)
     return None
 
 
@@ -141,32 +129,14 @@ def _fold_before_maximum(affine: Affine, pool: Plain) -> list[Step] | None:
     return [bare, pool, replace(affine, scale=np.abs(affine.scale))]
 
 
-def _merge_convolutions(first: Step, second: Step) -> list[Step] | None:
+def _merge_convolutions(first: Convolution, second: Convolution) -> list[Step] | None:
     """One convolution in place of two, if it multiplies less often.
 
-    The second may not pad: its zeros stand where a merged one would see the first's response to zeros.
+    The second must not pad: its zeros stand where a merged one would see the first's response to zeros.
     """
-    if not isinstance(first, Convolution) or not isinstance(second, Convolution) or second.pad:
-        return None
     merged = _compose(first, second)
-    less = multiplications(merged) < multiplications(first) + multiplications(second)
-    return [merged] if less else None
-
-
-def _merge_average(first: Step, second: Step) -> list[Step] | None:
-    """One convolution as large as its input, in place of one without padding and its output's average."""
-    match first, second:
-        case Convolution(pad=0), Plain(operation=Average()):
-            merged = _compose(first, _averaging(first))
-            return [merged] if multiplications(merged) < multiplications(first) else None
-    return None
-
-
-def _averaging(convolution: Convolution) -> Convolution:
-    """The global average behind a convolution, itself as a convolution with a diagonal kernel."""
-    side, channels = out_side(convolution), len(convolution.weight)
-    weight = np.eye(channels)[:, :, None, None] * np.full((side, side), 1 / side**2)
-    return Convolution(convolution.name, weight, np.zeros(channels), 0, side)
+    fewer = multiplications(merged) < multiplications(first) + multiplications(second)
+    return [merged] if fewer else None
 
 
 def _compose(first: Convolution, second: Convolution) -> Convolution:
@@ -182,11 +152,7 @@ def _compose(first: Convolution, second: Convolution) -> Convolution:
     return Convolution(first.name, weight, bias, first.pad, first.side)
 
 
-def out_side(convolution: Convolution) -> int:
-    """Height and width of a convolution's output."""
-    return convolution.side + 2 * convolution.pad - convolution.weight.shape[-1] + 1
-
-
 def multiplications(convolution: Convolution) -> int:
     """Multiplications for one image."""
-    return convolution.weight.size * out_side(convolution) ** 2
+    out_side = convolution.side + 2 * convolution.pad - convolution.weight.shape[-1] + 1
+    return convolution.weight.size * out_side**2

@@ -1,31 +1,31 @@
-"""The images that an exported file is verified, measured and calibrated on."""
+"""The images on which an exported file is verified, measured and calibrated."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from recipe.checkpoint import Checkpoint
-from recipe.data import Dataset, Reader, load
+from recipe.data import Reader, load
 from recipe.errors import UserError
 from recipe.networks import IMAGE_SHAPE
-from recipe.options import check_choice
 
 RANDOM_IMAGES = 2_000
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Float32 (N, 1, 28, 28) in 0..1, as the file takes them."""
+    """Test images as the file takes them, and what goes with them."""
 
     name: str  # "mnist", "digits" or "random"
-    test: np.ndarray
+    test: np.ndarray  # float32 (N, 1, 28, 28) in 0..1
     labels: np.ndarray | None  # uint8 (N,), of `test`; None for random images
     train: np.ndarray | None  # uint8 (M, 28, 28), to calibrate int8; None for random images
     note: str | None = None  # one line a person should see
 
     def accuracy(self, logits: np.ndarray) -> float | None:
-        """Fraction of the test images that logits (N, 10) classify rightly; None without labels."""
+        """The fraction of the test images that logits (N, 10) classify correctly; None without labels."""
         return None if self.labels is None else float((logits.argmax(1) == self.labels).mean())
 
 
@@ -43,27 +43,23 @@ def random_images(count: int = RANDOM_IMAGES, seed: int = 0) -> np.ndarray:
 
 
 def load_images(checkpoint: Checkpoint, data_dir: Path | None) -> Images:
-    """The test images of the data that a run was trained on; random ones where they cannot be had.
+    """The test images of the data that a run was trained on; random ones if they cannot be downloaded.
 
     Raises:
-        UserError: `data_dir` is given and faulty.
+        UserError: `data_dir` or the variable MNIST_DIR names a faulty folder, or the run's data is unknown.
     """
     checkpoint.check_config("data.name", "framework")
-    wanted = checkpoint.config["data"]["name"]
-    check_choice("the checkpoint's data.name", wanted, "mnist", "digits")
+    name = checkpoint.config["data"]["name"]
+    if name not in ("mnist", "digits"):
+        raise UserError(f"the checkpoint's data.name {name!r} is unknown; expected mnist or digits")
     try:
-        dataset = load(wanted, data_dir, _reader(checkpoint)).dataset
+        dataset = load(name, data_dir, _reader(checkpoint)).dataset
     except UserError as error:
-        if data_dir is not None:
+        if data_dir or os.environ.get("MNIST_DIR"):
             raise
         note = f"random images, so no accuracy: {error}"
         return Images("random", random_images(), None, None, note)
-    return from_dataset(dataset)
-
-
-def from_dataset(dataset: Dataset) -> Images:
-    """The images of a dataset."""
-    return Images(dataset.name, to_unit(dataset.test_images), dataset.test_labels, dataset.train_images)
+    return Images(name, to_unit(dataset.test_images), dataset.test_labels, dataset.train_images)
 
 
 def _reader(checkpoint: Checkpoint) -> Reader:

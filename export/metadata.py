@@ -9,21 +9,12 @@ import onnx
 from onnx import helper
 
 from recipe.checkpoint import Checkpoint, Tensors
+from recipe.data import MEAN, STD
 from recipe.networks import CLASSES
-from recipe.warp import MEAN, STD
 
 LICENSE = "MIT"
-# What a checkpoint's config must tell.
-DESCRIBED = (
-    "framework",
-    "recipe.name",
-    "recipe.ema",
-    "seed",
-    "data.name",
-    "data.fingerprint",
-    "versions",
-    "commit",
-)
+# The entries of a checkpoint's config that `describe` reads.
+DESCRIBED = ("framework", "recipe.ema_decay", "seed", "data.name", "data.fingerprint", "versions", "commit")
 
 
 def weights_sha256(tensors: Tensors) -> str:
@@ -36,7 +27,7 @@ def weights_sha256(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def describe(checkpoint: Checkpoint, precision: str, via: str) -> dict[str, str]:
+def describe(checkpoint: Checkpoint, precision: str) -> dict[str, str]:
     """The metadata that follows from a checkpoint; see docs/model-card.md for what each key means.
 
     Holds no date and no path, so that the same checkpoint gives the same file.
@@ -56,7 +47,7 @@ def describe(checkpoint: Checkpoint, precision: str, via: str) -> dict[str, str]
         "recipe": json.dumps(recipe, sort_keys=True),
         "seed": str(config["seed"]),
         "step": str(checkpoint.step),
-        "averaged_weights": json.dumps(recipe["ema"] is not None),
+        "averaged_weights": json.dumps(recipe["ema_decay"] is not None),
         "dataset": config["data"]["name"],
         "dataset_sha256": config["data"]["fingerprint"],
         "framework": config["framework"],
@@ -64,7 +55,6 @@ def describe(checkpoint: Checkpoint, precision: str, via: str) -> dict[str, str]
         "training_commit": str(config["commit"]),
         "weights_sha256": weights_sha256(checkpoint.model),
         "precision": precision,
-        "exported_via": via,
     }
 
 

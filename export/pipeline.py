@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import onnx
-
 from export.build import build_model
 from export.fold import fold, steps_of
 from export.images import Images
@@ -17,43 +15,32 @@ from recipe.errors import UserError
 
 @dataclass(frozen=True)
 class Export:
-    """A file's content, and the proof."""
+    """A file's content, and what was measured on it."""
 
     content: bytes
     verification: Verification
+    accuracy: float | None  # on the test images, 0 to 1; None for random images
 
 
-def export(
-    checkpoint: Checkpoint, images: Images, int8: bool = False, merge: bool = True, via: str = "table"
-) -> Export:
+def export(checkpoint: Checkpoint, images: Images, int8: bool = False) -> Export:
     """Build, describe and verify a file.
 
     Raises:
         UserError: it is not the same function as the checkpoint's model, or cannot be built.
     """
-    model = _build(checkpoint, merge, via)
+    network = checkpoint.network
+    model = build_model(network, fold(steps_of(network, checkpoint.model)))
     if int8:
         if images.train is None:
             raise UserError(f"int8 is calibrated on training images and there are none: {images.note}")
         model = quantize(model, images.train)
-    properties = describe(checkpoint, "int8" if int8 else "float32", via)
-    if images.labels is not None:
-        accuracy = images.accuracy(run_model(model.SerializeToString(), images.test, BATCHES[-1])[0])
-        properties |= {
-            "accuracy": f"{accuracy:.4f}",
-            "accuracy_images": f"{len(images.test)} {images.name} test",
-        }
+    properties = describe(checkpoint, "int8" if int8 else "float32")
+    accuracy = images.accuracy(run_model(model.SerializeToString(), images.test, BATCHES[-1])[0])
+    if accuracy is not None:
+        properties["accuracy"] = f"{accuracy:.4f}"
+        properties["accuracy_images"] = f"{len(images.test)} {images.name} test"
     set_metadata(model, properties)
     content = model.SerializeToString(deterministic=True)
     source64 = source_logits(checkpoint, images.test, "float64")
     source32 = source_logits(checkpoint, images.test, "float32")
-    return Export(content, verify(content, images, source64, source32, int8))
-
-
-def _build(checkpoint: Checkpoint, merge: bool, via: str) -> onnx.ModelProto:
-    if via == "jax2onnx":
-        from export.flax_export import build_model_with_jax2onnx
-
-        return build_model_with_jax2onnx(checkpoint)
-    network = checkpoint.network
-    return build_model(network, fold(steps_of(network, checkpoint.model), merge))
+    return Export(content, verify(content, images.test, source64, source32, int8), accuracy)
