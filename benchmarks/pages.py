@@ -1,25 +1,289 @@
-"""Put the figures of ``results/`` into the documents' tables: ``python -m benchmarks.pages``.
+"""The tables and figures of README.md and docs/, made from results/: ``python -m benchmarks.pages``.
 
-A test holds the documents to what this writes.
+A table stands between ``<!-- NAME -->`` and ``<!-- end -->``. A test holds every page to what this writes.
 """
 
-from benchmarks import readme, reliability_page, training_page, tuning_page
-from benchmarks.tables import ROOT, Tables, fill_tables
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
-PAGES: dict[str, Tables] = {
-    "README.md": readme.TABLES,
-    "docs/recipe.md": tuning_page.TABLES,
-    "docs/reliability.md": reliability_page.TABLES,
-    "docs/speed.md": training_page.TABLES,
+import numpy as np
+
+from benchmarks import rows
+from benchmarks.accuracy.equivalence import MARGIN
+from benchmarks.rows import Row
+from lockstep import figure as lockstep_figure
+from recipe import figures, report
+from recipe.cli import run_command
+from recipe.files import write_atomically
+from recipe.record import MACHINES, RESULTS, read_rows
+
+ROOT = RESULTS.parent
+FIGURES = ROOT / "docs" / "figures"
+PACKAGES = ("torch", "jax", "flax", "onnx", "onnxruntime", "openvino")  # a caption shows their versions
+
+ACCURACY = "python -m benchmarks.accuracy --network NETWORK"
+TUNING = "python -m benchmarks.accuracy.tuning --network NETWORK --changes CHANGES"
+TRIAL_HEADER = "network | changes | parameters | seeds | loss | accuracy | tta | training loss"
+TRIAL_LINE = (
+    "`{network}` | {changes} | {parameters:,} | {seeds} | {val_loss:.4f} | {final:.2f} | {tta:.2f} "
+    "| {train_loss:.4f}"
+)
+
+
+class Table(NamedTuple):
+    """A table: its marker, rows and header, and the format of a line, with the names of a row's values."""
+
+    name: str
+    rows: Callable[[], list[Row]]
+    header: str
+    line: str
+    command: str | None = None  # measures it again; by default the caption shows the commands of the rows
+
+
+PAGES = {
+    "README.md": [
+        Table(
+            "headline",
+            rows.full_run,
+            "",  # a sentence, no table
+            "**One MNIST network with {parameters:,} parameters, trained in PyTorch and in Flax: over all "
+            "{steps:,} steps of a run\nwith dropout, in float64, the losses differ by at most "
+            "{torch_jax_loss:.1e}.**",
+        ),
+        Table(
+            "claims",
+            rows.claims,
+            "claim | measured | try it | more",
+            "**{claim}** | {fact} | `python -m {again}` | [{page}](docs/{page}.md)",
+            command="",  # each line has its own
+        ),
+    ],
+    "docs/accuracy.md": [
+        Table(
+            "seeds",
+            partial(rows.accuracies, "tuned"),
+            "network | framework | parameters | last epoch of each seed | mean ± deviation | lowest | tta",
+            "`{network}` | {label} | {parameters:,} | {finals} | **{mean}** | {lowest:.2f} | {tta:.2f}",
+            ACCURACY,
+        ),
+        Table(
+            "equivalence",
+            rows.equivalences,
+            f"network | pairs | PyTorch - Flax | 90 % interval | p | equal within {MARGIN} | pairs needed",
+            "`{network}` | {pairs} | {mean:+.3f} | {low:+.3f} to {high:+.3f} | {p:.2g} | {verdict} "
+            "| {pairs_needed}",
+            ACCURACY,
+        ),
+        Table(
+            "reference",
+            partial(rows.accuracies, "reference"),
+            "network | framework | last epoch | published | last five | published | best (epoch) | published",
+            "`{network}` | {label} | {mean} | {their_last} | {last_five:.2f} | {their_five:.2f} | {best} "
+            "| {their_best}",
+            f"{ACCURACY} --recipe reference",
+        ),
+        Table("recipes", partial(rows.trials, True), TRIAL_HEADER, TRIAL_LINE, TUNING),
+        Table("networks", partial(rows.trials, False), TRIAL_HEADER, TRIAL_LINE, TUNING),
+    ],
+    "docs/lockstep.md": [
+        Table(
+            "lockstep",
+            rows.lockstep_runs,
+            r"run | with | precision | steps | largest \|loss difference\| | any tensor, relative "
+            r"| rms \|loss difference\| from step 20 | its noise floor, PyTorch / Flax | other predictions",
+            "`{network}`, {recipe} | {chance} | {precision} | {steps:,} | {torch_jax_loss:.1e} "
+            "| {tensor:.1e} | {torch_jax_loss_rms:.1e} | {floor} | {torch_jax_predictions}",
+            "python -m lockstep --network NETWORK --recipe RECIPE --steps STEPS",
+        ),
+    ],
+    "docs/speed.md": [
+        Table(
+            "steps",
+            partial(rows.training, "batch", **rows.STEPS),
+            "network | | ms a step | lowest to highest | times as fast as its script | arithmetic limit, ms "
+            "| times the limit | epoch, s | compilation, s",
+            "`{network}` | {label} | {step_ms:.2f} | {step_ms_low:.2f} to {step_ms_high:.2f} | {gain} "
+            "| {limit_ms:.2f} | {times_limit:.1f} | {epoch_s:.2f} | {compile_s:.0f}",
+        ),
+        Table(
+            "batches",
+            partial(rows.training, "batch", measure="batches", network="net10040"),
+            " | batch | us an image | MiB before training | peak MiB",
+            "{label} | {batch:,} | {us_per_image:.1f} | {start_mib:,.0f} | {peak_mib:,.0f}",
+        ),
+        Table(
+            "profile",
+            partial(rows.training, "operation", measure="profile", network="net10040"),
+            " | operation | ms a step | share",
+            "{label} | {part} | {step_ms:.2f} | {share:.0%}",
+        ),
+        Table(
+            "precision",
+            partial(rows.training, "precision", measure="steps", recipe="tuned", network="net10040"),
+            " | precision | ms a step | accuracy after one epoch",
+            "{label} | {precision} | {step_ms:.2f} | {epoch_accuracy:.2%}",
+        ),
+    ],
+    "docs/inference.md": [
+        Table(
+            "inference",
+            rows.latencies,
+            "network | runtime | batch 1, us (ratio) | batch 64, us (ratio) | batch 1,024, us (ratio)",
+            "`{network}` | {engine} | {batch_1} | {batch_64} | {batch_1024}",
+        ),
+        Table(
+            "files",
+            rows.files,
+            "network | runtime | file, bytes | nodes | accuracy | largest difference | same class",
+            "`{network}` | {engine} | {bytes:,} | {nodes} | {accuracy:.2%} | {largest_difference:.1e} "
+            "| {same_class:,} of {images:,}",
+        ),
+    ],
+    "docs/reliability.md": [
+        Table(
+            "kills",
+            partial(rows.newest, "reliability", "framework", "moment", test="kills"),
+            "framework | killed | kills | same bits after resuming | files damaged | epochs saved: 0, 1, 2",
+            "{label} | {moment} | {kills:,} | {identical:,} | {damaged} | {kept_0}, {kept_1}, {kept_2}",
+        ),
+        Table(
+            "fuzz",
+            partial(rows.newest, "reliability", "reader", test="fuzz"),
+            "reader | reads | inputs | accepted | refused | slowest, s | memory, MiB",
+            "{reader} | {content} | {inputs:,} | {accepted:,} | {refused:,} | {slowest_s:.2f} "
+            "| {memory_mib:.0f}",
+        ),
+        Table(
+            "determinism",
+            rows.determinism,
+            "framework | run | same bits on one core | on two | on one and on two | largest loss difference",
+            "{label} | `{network}`, {precision}, {steps} steps | {one} | {two} | {both} "
+            "| {loss_difference:.1g}",
+        ),
+    ],
 }
 
 
-def main() -> None:
-    """Rewrite every table of every document."""
-    for name, tables in PAGES.items():
-        path = ROOT / name
-        path.write_text(fill_tables(path.read_text(), tables))
+class _Blank:
+    """The place of a value that a row does not have: empty in any format."""
+
+    def __format__(self, form: str) -> str:
+        return ""
+
+
+class _Values(dict[str, Any]):
+    def __missing__(self, key: str) -> _Blank:
+        return _Blank()
+
+
+def make_table(table: Table) -> str:
+    """A table in Markdown (or a sentence), and below it where and by which command it was measured.
+
+    Raises:
+        ValueError: results/ has no measurement for it.
+    """
+    measured = table.rows()
+    if not measured:
+        raise ValueError(f"results/ has no measurement for the table {table.name!r}")
+    lines = [
+        table.line.format_map(_Values({k: v for k, v in row.items() if v is not None})) for row in measured
+    ]
+    if not table.header:
+        return "\n".join(lines)
+    columns = zip(*(line.split(" | ") for line in lines), strict=True)
+    rule = [
+        "---:" if all(re.match(r"[+*-]*\d|not |$", cell) for cell in column) else "---" for column in columns
+    ]
+    markdown = "\n".join(f"| {line} |" for line in (table.header, " | ".join(rule), *lines))
+    return f"{markdown}\n\n{describe_origin(measured, table.command)}"
+
+
+def describe_origin(measured: Sequence[Row], command: str | None) -> str:
+    """Where, when and by which commands some rows were measured, in a sentence."""
+    measurements = [each for row in measured for each in row.get("rows", [row])]
+    places = []
+    for group in rows.grouped(measurements, "machine"):
+        pairs = ((name, row["versions"].get(name)) for name in PACKAGES for row in group)
+        versions = dict.fromkeys(f"{name} {version}" for name, version in pairs if version)
+        details = [*versions, *sorted({row["date"] for row in group})]
+        places.append(f"{describe_machine(group[0]['machine'])} ({', '.join(details)})")
+    commands = dict.fromkeys(row["command"].replace(" --publish", "") for row in measurements)
+    shown = ", ".join(f"`{each}`" for each in (commands if command is None else [command] if command else []))
+    return f"Measured{' by ' * bool(shown)}{shown} on {' and on '.join(places)}."
+
+
+def describe_machine(key: str) -> str:
+    """A machine of machines.json in words."""
+    machine = json.loads((RESULTS / MACHINES).read_text())[key]
+    name = machine["processor"].replace("(R)", "").removesuffix(" Processor")
+    return (
+        machine["gpu"] or f"{name} with {machine['instructions']}, {report.count(machine['cores'], 'core')}"
+    )
+
+
+def fill_page(text: str, tables: Sequence[Table]) -> str:
+    """The text of a page with its tables as the results are now.
+
+    Raises:
+        ValueError: a table has not exactly one place, or no measurement.
+    """
+    for table in tables:
+        content = make_table(table)
+        pattern = re.compile(f"(<!-- {table.name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text, places = pattern.subn(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
+        if places != 1:
+            raise ValueError(f"there are {places} places for the table {table.name!r}")
+    return text
+
+
+def draw_lockstep(run: str) -> bytes:
+    """The loss of both frameworks in a lockstep run and their difference, as PNG bytes."""
+    return lockstep_figure.draw(read_rows("lockstep", run=run)[-1], lockstep_figure.load_series(RESULTS, run))
+
+
+def draw_accuracy() -> bytes:
+    """The accuracy of every seed after its last epoch, as PNG bytes."""
+    figure, axes = figures.subplots(figsize=(8, 4))
+    groups = rows.accuracies("tuned")
+    for place, row in enumerate(groups):
+        final = [100 * seed["final"] for seed in row["rows"]]
+        colour = "C0" if row["framework"] == "torch" else "C1"
+        axes.plot(place + np.linspace(-0.2, 0.2, len(final)), final, "o", color=colour, alpha=0.7)
+        axes.hlines(np.mean(final), place - 0.3, place + 0.3, color=colour)
+    axes.axhline(figures.GOAL, ls="--", color="grey", lw=1)
+    axes.text(-0.4, figures.GOAL + 0.005, f"the task: {figures.GOAL} %", color="grey")
+    axes.set_xticks(range(len(groups)), [f"{row['network']}\n{row['label']}" for row in groups])
+    axes.set(ylabel="accuracy after the last epoch (%)")
+    return figures.encode_png(figure)
+
+
+PICTURES: dict[str, Callable[[], bytes]] = {
+    "lockstep.png": partial(draw_lockstep, rows.FULL_RUN),
+    "lockstep-float32.png": partial(draw_lockstep, rows.FLOAT32_RUN),
+    "accuracy.png": draw_accuracy,
+}
+
+
+@dataclass(frozen=True)
+class PagesOptions:
+    """Rewrite the tables of README.md and docs/ from results/."""
+
+    figures: bool = False
+    """Draw the pictures in docs/figures/, too."""
+
+
+def main(options: PagesOptions) -> None:
+    """Rewrite every page, and the pictures if asked to."""
+    for page, tables in PAGES.items():
+        write_atomically(ROOT / page, fill_page((ROOT / page).read_text(), tables).encode())
+    if options.figures:
+        for name, draw in PICTURES.items():
+            write_atomically(FIGURES / name, draw())
 
 
 if __name__ == "__main__":
-    main()
+    run_command(PagesOptions, main, "python -m benchmarks.pages")

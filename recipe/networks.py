@@ -195,7 +195,7 @@ def _net9954() -> list[Operation]:
 
 
 def _net9555() -> list[Operation]:
-    """This project's own: narrow and deep, which the hold-out preferred (docs/recipe.md)."""
+    """This project's own: narrow and deep, which the hold-out preferred (docs/accuracy.md)."""
     block: list[Operation] = [Conv(13, pad=1, bias=False), Norm(), Relu()]
     stages = [*block * 2, MaxPool(), *block * 2, MaxPool(), *block * 3]
     return [*stages, Average(), Conv(CLASSES, kernel=1, bias=False)]

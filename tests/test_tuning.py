@@ -2,12 +2,40 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from benchmarks import tuning
-from benchmarks.tuning import BASE, TuningOptions, main, parse_changes, parse_network, record, try_seed
+from benchmarks.accuracy import tuning
+from benchmarks.accuracy.tuning import (
+    BASE,
+    TuningOptions,
+    describe_changes,
+    main,
+    parse_changes,
+    parse_network,
+)
+from recipe import data, record
+from recipe.data import HOLDOUT, Dataset, Loaded
 from recipe.errors import UserError
-from recipe.networks import Average, Conv, MaxPool, Norm, Relu
+from recipe.networks import NETWORKS, Average, Conv, MaxPool, Norm, Relu
+from tests.test_accuracy import FAKES
+
+ROW = dict.fromkeys(tuning.KEPT, 0.5)
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """The arguments of every seed that was trained; nothing is, and the record is empty."""
+    calls = []
+    images = np.tile(np.arange(6000)[:, None, None] % 256, (1, 28, 28)).astype(np.uint8)
+    blanks = Dataset("mnist", images, np.zeros(6000, np.uint8), images[:50] + 1, np.zeros(50, np.uint8))
+    monkeypatch.setattr(data, "load", lambda *_: Loaded(blanks, None))
+    monkeypatch.setattr(tuning, "load_framework", FAKES.get)
+    monkeypatch.setattr(tuning, "train_seed", lambda *arguments: calls.append(arguments) or ROW)
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    return calls
 
 
 def test_layers_are_read_as_they_are_written():
@@ -16,10 +44,15 @@ def test_layers_are_read_as_they_are_written():
     block = [Conv, Norm, Relu]
     assert kinds == [*block, *block, *block, MaxPool, *block, Average, Conv]
     convolutions = [layer.operation for layer in network.layers if isinstance(layer.operation, Conv)]
-    assert [(c.channels, c.kernel, c.pad, c.bias) for c in convolutions] == [
-        (10, 3, 1, False), (30, 3, 1, False), (10, 1, 0, False), (14, 3, 1, False), (10, 1, 0, False),
-    ]  # fmt: skip
+    assert [c.channels for c in convolutions] == [10, 30, 10, 14, 10]
+    assert [(c.kernel, c.pad) for c in convolutions] == [(3, 1), (3, 1), (1, 0), (3, 1), (1, 0)]
+    assert not any(c.bias for c in convolutions)
     assert network.parameter_count == 90 + 2700 + 300 + 1260 + 140 + 2 * (10 + 30 + 10 + 14)
+
+
+def test_our_network_is_one_of_the_trials():
+    network = parse_network("13 13 pool 13 13 pool 13 13 13 average 10x1")
+    assert network.layers == NETWORKS["net9555"].layers
 
 
 @pytest.mark.parametrize("text", ["10 average 9x1", "10 20", "10 swim 10", "10x 10xx", "net1", "pool pool"])
@@ -29,9 +62,10 @@ def test_what_is_no_network_is_refused(text):
 
 
 def test_changes_change_the_base_recipe():
-    recipe = parse_changes(("batch=32", "ema=None", "nesterov=False", "peak_rate=0.05"))
-    assert (recipe.batch, recipe.ema, recipe.nesterov, recipe.peak_rate) == (32, None, False, 0.05)
+    recipe = parse_changes(("batch=32", "ema_decay=None", "nesterov=False", "lr=0.05"))
+    assert (recipe.batch, recipe.ema_decay, recipe.nesterov, recipe.lr) == (32, None, False, 0.05)
     assert recipe.rotation == BASE.rotation
+    assert describe_changes(recipe) == "batch=32 lr=0.05 nesterov=False ema_decay=None"
 
 
 @pytest.mark.parametrize("change", ["batch", "batch=", "speed=3", "name=x", "batch=__import__('os')"])
@@ -40,29 +74,32 @@ def test_what_is_no_change_is_refused(change):
         parse_changes((change,))
 
 
-def test_a_trial_is_judged_by_its_last_epoch(digits):
-    found = try_seed(parse_network("4 pool 8 average 10x1"), parse_changes(("epochs=2",)), digits, 0)
-    assert len(found["accuracies"]) == len(found["val_losses"]) == 2
-    assert found["final"] == found["accuracies"][-1]
-    assert found["val_loss"] == found["val_losses"][-1]
+def test_test_images_are_never_looked_at(trained):
+    main(TuningOptions(changes=("epochs=2",)))
+    ((_, network, recipe, split, seed, _),) = trained
+    assert (network.name, recipe.epochs, seed) == ("net10040", 2, 0)
+    assert len(split.val_images) == HOLDOUT["mnist"] and len(split.train_images) == 1000
+    assert (split.val_images[:, 0, 0] == np.arange(1000, 6000) % 256).all()
 
 
-def test_the_record_keeps_every_trial_and_seed(tmp_path):
-    path = tmp_path / "tuning.json"
-    for network, seed in (("a", 0), ("a", 1), ("b", 0)):
-        record(path, {"network": network, "recipe": {"batch": 1}}, seed, {"final": seed})
-    trials = json.loads(path.read_text())["trials"]
-    assert [(trial["network"], list(trial["seeds"])) for trial in trials] == [("a", ["0", "1"]), ("b", ["0"])]
+def test_publishing_leaves_out_what_is_on_record(trained, tmp_path, capsys):
+    main(TuningOptions(seeds=(0,), publish=True))
+    main(TuningOptions(seeds=(0, 1), publish=True))
+    main(TuningOptions(seeds=(0,), changes=("batch=32",), publish=True))
+    assert [call[4] for call in trained] == [0, 1, 0]
+    assert capsys.readouterr().out.count("seed 0 is on record in results/ and was not trained") == 1
+    rows = [json.loads(line) for line in (tmp_path / "results" / "tuning.jsonl").read_text().splitlines()]
+    assert [(row["seed"], row["changes"], row["split"]) for row in rows] == [
+        (0, "", "holdout"),
+        (1, "", "holdout"),
+        (0, "batch=32", "holdout"),
+    ]
 
 
-def test_test_images_are_never_looked_at(mnist, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(tuning, "try_seed", lambda network, recipe, split, seed: seen.append(split) or FOUND)
-    for _ in range(2):
-        main(TuningOptions(out=tmp_path / "tuning.json"))
-    assert len(seen) == 1, "what is on record is not trained again"
-    assert (len(seen[0].train_images), len(seen[0].val_images)) == (55_000, 5_000)
-    assert (seen[0].val_images == mnist.train_images[-5000:]).all()
-
-
-FOUND = {"final": 0.9, "val_loss": 0.3, "train_loss": 0.4, "shifted": 0.9}
+def test_a_trial_on_the_digits_is_not_published(trained, monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "load", lambda *_: Loaded(data.load_digits(), "no MNIST"))
+    with pytest.raises(UserError, match="--publish needs MNIST"):
+        main(TuningOptions(publish=True))
+    main(TuningOptions())
+    assert not list((tmp_path / "results").iterdir())
+    assert (tmp_path / "runs" / "bench" / "tuning.jsonl").exists()

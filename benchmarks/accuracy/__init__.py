@@ -1,0 +1,1 @@
+"""Accuracy over several seeds, whether the frameworks are equivalent, and how the recipes were chosen."""

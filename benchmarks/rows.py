@@ -1,0 +1,183 @@
+"""The measurements in results/, summed up as the tables of `benchmarks.pages` show them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.accuracy.equivalence import MARGIN, compare_frameworks, pairs_needed
+from lockstep.runs import largest_tensor_difference
+from recipe.networks import NETWORKS, get_network
+from recipe.record import read_rows
+
+FULL_RUN, FLOAT32_RUN = "net9954-reference-float64-8892", "net9954-reference-float32-468"
+STEPS = {"measure": "steps", "recipe": "reference", "precision": "float32"}
+LABELS = {"torch": "PyTorch", "jax": "Flax", "torch-script": "PyTorch script", "jax-script": "Flax script"}
+
+# What is known of the published run of each network, in percent of the test images. net9954's is
+# https://github.com/Enamulla577/EVA5-Session4/blob/main/S4/MNIST_Model.ipynb
+PUBLISHED = {
+    "net10040": {"their_last": 99.33, "their_five": 99.30, "their_best": "99.43 (17)"},
+    "net9954": {"their_last": 99.26, "their_five": 99.32, "their_best": "99.42 (17)"},
+}
+
+Row = dict[str, Any]  # a measurement, or several summed up, which are then under "rows"
+
+
+def grouped(rows: Sequence[Row], *keys: str) -> list[list[Row]]:
+    """Rows with the same values of some keys, in the order in which they first appear."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+    return list(groups.values())
+
+
+def newest(file: str, *keys: str, **where: Any) -> list[Row]:
+    """Of the rows of a file with the same values of some keys, the last one, with a ``label`` to show."""
+    rows = [group[-1] for group in grouped(read_rows(file, **where), *keys)]
+    return [row | {"label": LABELS.get(row.get("contender", row.get("framework", "")))} for row in rows]
+
+
+def seeds(recipe: str) -> list[Row]:
+    """The newest measurement of each seed on MNIST, by network."""
+    rows = newest("seeds", "network", "framework", "seed", recipe=recipe, dataset="mnist")
+    return sorted(rows, key=lambda row: list(NETWORKS).index(row["network"]))
+
+
+def accuracies(recipe: str) -> list[Row]:
+    """The seeds of each network and framework summed up, in percent."""
+    rows = []
+    for group in grouped(seeds(recipe), "network", "framework"):
+        final = 100 * np.array([row["final"] for row in group])
+        last_five = [np.mean(row["accuracies"][-5:]) for row in group]
+        std = f" ± {final.std(ddof=1):.2f}" if len(group) > 1 else ""
+        best = f"{100 * max(row['best'] for row in group):.2f} ({group[0]['best_epoch']})"
+        summary = {
+            "rows": group,
+            "seeds": len(group),
+            "finals": ", ".join(f"{value:.2f}" for value in final),
+            "mean": f"{final.mean():.2f}{std}",
+            "lowest": final.min(),
+            "last_five": 100 * np.mean(last_five),
+            "best": best if len(group) == 1 else "",
+            "tta": 100 * np.mean([row.get("tta", np.nan) for row in group]),
+        }
+        rows.append(group[0] | PUBLISHED.get(group[0]["network"], {}) | summary)
+    return rows
+
+
+def equivalences() -> list[Row]:
+    """The equivalence test of each network."""
+    rows = []
+    for group in grouped(seeds("tuned"), "network"):
+        if result := compare_frameworks(group):
+            verdict = {
+                "verdict": "yes" if result.equivalent else "not shown",
+                "pairs_needed": pairs_needed(result.mean, result.std, MARGIN),
+            }
+            rows.append(group[0] | result._asdict() | verdict | {"rows": group})
+    return rows
+
+
+def trials(published: bool) -> list[Row]:
+    """The trials on the hold-out, each over its seeds, the lowest loss first."""
+    rows = []
+    for group in grouped(newest("tuning", "network", "changes", "seed"), "network", "changes"):
+        if (group[0]["network"] in NETWORKS) == published:
+            means = {key: np.mean([row[key] for row in group]) for key in ("val_loss", "train_loss")}
+            percents = {key: 100 * np.mean([row[key] for row in group]) for key in ("final", "tta")}
+            rows.append(group[0] | means | percents | {"rows": group, "seeds": len(group)})
+    return sorted(rows, key=lambda row: row["val_loss"])
+
+
+def lockstep_runs() -> list[Row]:
+    """The lockstep runs: what was random in them, and the noise floor where it was measured."""
+    rows = []
+    for row in newest("lockstep", "run"):
+        parts = {
+            f"dropout {row['dropout']:g}": row["dropout"],
+            "augmentation": row["augmentation"],
+            "EMA": row["ema_decay"],
+        }
+        floors = [row.get(f"{pair}_loss_rms") for pair in ("torch_torch", "jax_jax")]
+        floor = "not run" if None in floors else " / ".join(f"{value:.1e}" for value in floors)
+        chance = ", ".join(part for part, there in parts.items() if there)
+        rows.append(row | {"chance": chance, "floor": floor, "tensor": largest_tensor_difference(row)})
+    return rows
+
+
+def training(*keys: str, **where: Any) -> list[Row]:
+    """The rows of the training benchmark on the CPU that have some values."""
+    rows = newest("training", "contender", "network", *keys, device="cpu", **where)
+    for row in rows:
+        if row.get("speedup"):
+            row["gain"] = "{speedup:.2f} ({speedup_low:.2f} to {speedup_high:.2f})".format(**row)
+        if row.get("operation"):
+            row["part"] = "all" if row["operation"] == "all" else f"`{row['operation'][:60]}`"
+    return rows
+
+
+def latencies() -> list[Row]:
+    """Each file in each runtime on one thread: median microseconds by batch, with a star if not settled."""
+    rows = []
+    for group in grouped(newest("inference", "network", "engine", "batch", threads=1), "network", "engine"):
+        cells = {
+            f"batch_{row['batch']}": "{p50_us:,.0f}{star} ({ratio:.2f})".format(
+                **row, star="" if row["settled"] else r"\*"
+            )
+            for row in group
+        }
+        rows.append(group[0] | cells | {"rows": group})
+    return rows
+
+
+def files() -> list[Row]:
+    """The ONNX files, as ONNX Runtime reads them one image at a time."""
+    rows = newest("inference", "network", "engine", threads=1, batch=1)
+    return [row for row in rows if row["engine"].startswith(("onnxruntime", "torch.onnx.export"))]
+
+
+def determinism() -> list[Row]:
+    """Whether the same seed gave the same bits, in words."""
+    rows = newest("reliability", "framework", test="determinism")
+    words = {"same_1_thread": "one", "same_2_threads": "two", "same_1_and_2": "both"}
+    return [row | {word: "yes" if row[key] else "no" for key, word in words.items()} for row in rows]
+
+
+def full_run() -> list[Row]:
+    """The lockstep run over a whole schedule."""
+    rows = newest("lockstep", "run", run=FULL_RUN)
+    return [row | {"parameters": get_network(row["network"]).parameter_count} for row in rows]
+
+
+def claims() -> list[Row]:
+    """README's four claims, each with the measurement that it rests on."""
+    (run,) = full_run()
+    torch, flax = (row for row in accuracies("tuned") if row["network"] == "net10040")
+    step = {row["contender"]: row for row in training(**STEPS, network="net10040")}
+    engine = {
+        row["engine"]: row for row in newest("inference", "engine", network="net9954", threads=1, batch=1)
+    }
+    onnx, eager = engine["onnxruntime"], engine["torch-eager"]
+    same = (
+        f"The losses of PyTorch and Flax differ by at most {run['torch_jax_loss']:.1e} over all "
+        f"{run['steps']:,} steps of a run with dropout, in float64."
+    )
+    accuracy = (
+        f"{torch['parameters']:,} parameters reach {torch['mean']} % on the test images in PyTorch "
+        f"({torch['seeds']} seeds), {flax['mean']} % in Flax ({flax['seeds']} seeds), after the last epoch."
+    )
+    speed = (
+        f"A training step is {step['torch']['speedup']:.1f} times as fast as that of a hand-written PyTorch "
+        f"script, {step['jax']['speedup']:.1f} times as fast as that of a hand-written Flax script."
+    )
+    latency = (
+        f"ONNX Runtime takes {onnx['p50_us']:.0f} us for one image on one thread, eager PyTorch "
+        f"{eager['ratio']:.1f} times as long."
+    )
+    return [
+        run | {"claim": "same run", "page": "lockstep", "fact": same, "again": "lockstep --steps 100"},
+        torch | {"claim": "accuracy", "page": "accuracy", "fact": accuracy, "again": "benchmarks.accuracy"},
+        step["torch"] | {"claim": "speed", "page": "speed", "fact": speed, "again": "benchmarks.training"},
+        onnx | {"claim": "ONNX", "page": "inference", "fact": latency, "again": "benchmarks.inference"},
+    ]
