@@ -121,11 +121,8 @@ def train_steps(
     return lax.scan(partial(train_step, make_optimizer(recipe), loss_fn), state, plan)
 
 
-def predict_batch(
-    graph: nnx.GraphDef, dtype: jnp.dtype, params: nnx.State, batch_stats: nnx.State, padded: Array
-) -> Array:
+def predict_batch(model: ConvNet, dtype: jnp.dtype, padded: Array) -> Array:
     """Logits (N, 10) of padded images, by the model in evaluation mode."""
-    model = nnx.merge(graph, params, batch_stats)
     model.eval()
     return model(normalise(crop(padded), 255, dtype))
 
@@ -174,7 +171,9 @@ class Trainer:
         steps_fn = partial(train_steps, self.graph, recipe, self.compute_dtype)
         self.steps_fn = jax.jit(steps_fn, donate_argnums=0)
         self.compiled: dict[int, Callable[..., Any]] = {}  # by the number of steps
-        self.predict_fn = jax.jit(partial(predict_batch, self.graph, self.compute_dtype))
+        self.predict_fn = jax.jit(
+            lambda model, padded: predict_batch(nnx.merge(self.graph, *model), self.compute_dtype, padded)
+        )
 
     def load(self, tensors: Tensors) -> None:
         """Set the state from canonical tensors."""
@@ -224,7 +223,7 @@ class Trainer:
         model = self.state.ema or (self.state.params, self.state.batch_stats)
         starts = range(0, len(self.val_images), EVALUATION_BATCH)
         batches = [self.val_images[start : start + EVALUATION_BATCH] for start in starts]
-        return jnp.concatenate([self.predict_fn(*model, images) for images in batches])
+        return jnp.concatenate([self.predict_fn(model, images) for images in batches])
 
     def evaluate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation images."""

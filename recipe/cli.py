@@ -67,14 +67,21 @@ def _parse(options_type: type[OptionsT], program: str) -> OptionsT:
 def _unbox(text: str) -> str:
     """The message in tyro's box, on one line, with the options that it suggests.
 
-    The box is coloured on a terminal, and drawn with dashes where the encoding lacks its lines.
+    The box is coloured on a terminal, and drawn with dashes where the encoding lacks its lines. Its choices
+    come in any order, among them the None of an option without a fixed default, which nobody can type.
     """
     lines = [line.strip("│| ") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[1:]]
     below_title = list(dropwhile(_is_rule, lines))
     message = " ".join(takewhile(lambda line: not _is_rule(line), below_title)).rstrip(".")
-    similar = re.search(r"(?:Perhaps you meant|Similar arguments?)\W*(.*)", " ".join(below_title))
-    suggestions = re.findall(r"--[a-z][a-z-]+", similar[1])[:1] if similar else []
-    return f"{message}; did you mean {suggestions[0]}?" if suggestions else message
+    message = re.sub(r"one of \((.*)\)", _list_choices, message.replace("{None}|", ""))
+    similar = re.findall(
+        r"(?:Perhaps you meant|Arguments similar to \S+): +(--[\w-]+)", " ".join(below_title)
+    )
+    return f"{message}; did you mean {' and '.join(sorted(set(similar)))}?" if similar else message
+
+
+def _list_choices(choices: re.Match[str]) -> str:
+    return "one of " + ", ".join(sorted(set(re.findall(r"'(.*?)'", choices[1])) - {"None"}))
 
 
 def _is_rule(line: str) -> bool:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from recipe.cli import check_range, optional
-from recipe.errors import UserError
 from recipe.networks import NETWORKS
 from recipe.recipes import RECIPES
 
@@ -70,5 +69,3 @@ class TrainOptions(DeviceOptions, DataOptions):
         check_range("--batch", self.batch, 1, MAX_BATCH)
         check_range("--seed", self.seed, 0, MAX_SEED)
         check_range("--max-steps", self.max_steps, 1, 10**9)
-        if self.resume is not None and str(self.resume) == "":
-            raise UserError("--resume needs a run's folder or its checkpoint")

@@ -66,9 +66,9 @@ def settings_of_checkpoint(checkpoint: Checkpoint, name: str) -> Settings:
     config = checkpoint.config
     stored = config["recipe"]
     recipe = get_recipe(checkpoint.network.name, stored["name"])
-    lengths = {key: stored.get(key) for key in ("epochs", "batch")}
-    if _in_range(lengths["epochs"], MAX_EPOCHS) and _in_range(lengths["batch"], MAX_BATCH):
-        recipe = replace(recipe, **lengths)
+    for key, high in {"epochs": MAX_EPOCHS, "batch": MAX_BATCH}.items():
+        if type(stored.get(key)) is int and 1 <= stored[key] <= high:
+            recipe = replace(recipe, **{key: stored[key]})
     ours = asdict(recipe)
     for key in ours | stored:
         theirs, this = stored.get(key, "(nothing)"), ours.get(key, "(nothing)")
@@ -122,7 +122,3 @@ def check_options(options: TrainOptions, settings: Settings, name: str) -> None:
 def shorten(value: object) -> str:
     """A value from a file, in a message: text as it is unless it is long."""
     return value if isinstance(value, str) and len(value) <= 100 else reprlib.repr(value)
-
-
-def _in_range(value: object, high: int) -> bool:
-    return type(value) is int and 1 <= value <= high

@@ -16,13 +16,13 @@ from recipe.networks import get_network
 from recipe.recipes import Recipe
 
 NETWORK = get_network("net10040")
-FLAT = Recipe("flat", epochs=1, batch=1, peak_rate=0.1)
+FLAT = Recipe("flat", epochs=1, batch=1, lr=0.1)
 
 
-def masks(rate: float, steps: int, elements: int, seed: int = 0, first: int = 0) -> np.ndarray:
+def masks(rate: float, steps: int, elements: int, seed: int = 0) -> np.ndarray:
     """Boolean (steps, layers, elements)."""
     keys = chance.epoch_dropout_keys(NETWORK, seed, 0, steps)
-    element = np.arange(first, first + elements, dtype=np.int32)
+    element = np.arange(elements, dtype=np.int32)
     return np.stack([[chance.keep_mask(element, key, rate) for key in step] for step in keys])
 
 
@@ -41,8 +41,9 @@ def test_dropout_bits_are_equal_in_numpy_torch_and_jax(rate):
 def test_dropout_layers_drop_the_same_elements(rng):
     x = rng.normal(size=(4, 3, 5, 6)).astype(np.float32)  # NCHW
     key = chance.epoch_dropout_keys(NETWORK, 0, 0, 1)[0, 0]
-    ours = torch_impl.model.drop(torch.from_numpy(x), 0.3, torch.from_numpy(key)).numpy()
-    theirs = jax_impl.model.drop(jnp.asarray(x.transpose(0, 2, 3, 1)), 0.3, jnp.asarray(key))
+    element, flax_element = (twin.model.number_elements(x.shape[1:]) for twin in (torch_impl, jax_impl))
+    ours = torch_impl.model.drop(torch.from_numpy(x), 0.3, torch.from_numpy(key), element).numpy()
+    theirs = jax_impl.model.drop(jnp.asarray(x.transpose(0, 2, 3, 1)), 0.3, jnp.asarray(key), flax_element)
     np.testing.assert_array_equal(ours, np.asarray(theirs).transpose(0, 3, 1, 2))
     kept = ours != 0
     assert 0 < kept.sum() < kept.size
@@ -119,13 +120,13 @@ def test_seeds_differ_and_draws_are_pinned():
     weights = chance.initial_weights(NETWORK, 0)["conv1.weight"].ravel()[:2]
     keys = chance.epoch_dropout_keys(NETWORK, 0, 0, 1)[0, 0]
     ranges = dataclasses.replace(FLAT, rotation=9.0, shift=1.5, scale=0.07, shear=3.0)
-    warp = chance.epoch_warps(ranges, 0, 0, 1)[0]
+    affine = chance.epoch_affine(ranges, 0, 0, 1)[0]
     kept = chance.keep_mask(np.arange(16, dtype=np.int32), keys, 0.5)
     assert order.tolist() == [5, 7, 1, 2, 9, 6, 0, 3, 8, 4]
     assert weights.tolist() == [-0.06003181960778736, 0.09745423708265404]
     assert keys.tolist() == [1374359994, -308434446]
     assert "".join(str(int(bit)) for bit in kept) == "1100011111111011"
-    assert warp.tolist() == [62057, 2506, -65900, -1922, 62039, 93984]
+    assert affine.tolist() == [62057, 2506, -65900, -1922, 62039, 93984]
     many = chance.keep_mask(np.arange(-50_000, 50_000, dtype=np.int32), keys, 0.3)
     assert hashlib.sha256(np.packbits(many)).hexdigest()[:16] == "d5a79046a94f9af7"
 
@@ -136,10 +137,10 @@ def test_order_is_a_permutation_and_differs_by_epoch():
         assert order.dtype == np.int32
         np.testing.assert_array_equal(np.sort(order), np.arange(1000))
     assert not np.array_equal(orders[0], orders[1])
-    # Each image is equally likely to come at any place: the sum of squared displacements is as expected.
-    places = np.stack([np.argsort(chance.epoch_order(0, epoch, 100)) for epoch in range(2000)])
+    # Each image is equally likely to come at any position: the sum of squared displacements is as expected.
+    positions = np.stack([np.argsort(chance.epoch_order(0, epoch, 100)) for epoch in range(2000)])
     expected = np.full((100, 100), 2000 / 100)
-    counts = np.stack([np.bincount(places[:, image], minlength=100) for image in range(100)])
+    counts = np.stack([np.bincount(positions[:, image], minlength=100) for image in range(100)])
     statistic = ((counts - expected) ** 2 / expected).sum()
     assert 1e-4 < stats.chi2.sf(statistic, 99 * 99) < 1 - 1e-4
 
@@ -160,10 +161,9 @@ def test_initial_weights_follow_pytorchs_default(network):
             assert bound / 2 < np.abs(tensor).max() <= bound, name
 
 
-def test_warps_stay_in_their_ranges():
+def test_affine_maps_stay_in_their_ranges():
     recipe = dataclasses.replace(FLAT, rotation=8.0, shift=1.5, scale=0.07, shear=3.0)
-    maps = chance.epoch_warps(recipe, 0, 0, 10_000) / 2**16
-    a, b, c, d, e, f = maps.T
+    a, b, c, d, e, f = chance.epoch_affine(recipe, 0, 0, 10_000).T / 2**16
     determinant = a * e - b * d
     zoom = 1 / np.sqrt(determinant)
     assert 0.925 < zoom.min() < 0.94
@@ -179,5 +179,5 @@ def test_warps_stay_in_their_ranges():
 
 
 def test_nothing_drawn_means_nothing_moved():
-    maps = chance.epoch_warps(FLAT, 0, 0, 3)
-    np.testing.assert_array_equal(maps, np.tile(np.array([1, 0, 0, 0, 1, 0]) << 16, (3, 1)))
+    affine = chance.epoch_affine(FLAT, 0, 0, 3)
+    np.testing.assert_array_equal(affine, np.tile(np.array([1, 0, 0, 0, 1, 0]) << 16, (3, 1)))

@@ -8,11 +8,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from recipe import checkpoint as checkpoints
-from recipe.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from recipe.checkpoint import Checkpoint, find_checkpoint, initial_tensors, load_checkpoint, save_checkpoint
 from recipe.errors import UserError
 from recipe.networks import get_network
 from recipe.recipes import get_recipe
-from recipe.run import initial_tensors
 
 
 @pytest.fixture(params=["tuned", "reference"])
@@ -162,3 +161,8 @@ def test_weights_are_readable_without_us(checkpoint, tmp_path):
     path = tmp_path / "c.safetensors"
     save_checkpoint(path, checkpoint)
     assert load_file(path)["conv2.weight"].shape == (16, 8, 3, 3)  # OIHW
+
+
+def test_a_person_means_the_checkpoint_in_a_folder(tmp_path):
+    assert find_checkpoint(tmp_path) == tmp_path / "checkpoint.safetensors"
+    assert find_checkpoint(tmp_path / "c.safetensors") == tmp_path / "c.safetensors"

@@ -23,22 +23,29 @@ FIRST = {
 SECOND = FIRST | {"epoch": 2, "val_accuracy": 0.9912, "seconds": 10.0}
 
 
-def test_an_epoch_is_one_aligned_line():
-    lines = [report.epoch_line(entry, 19) for entry in (FIRST, SECOND | {"epoch": 10, "val_accuracy": 1})]
-    assert lines == [
-        "epoch   1/19  lr 0.01235  train loss 0.3457 accuracy  89.89 %  "
-        "val loss 0.0543 accuracy  99.88 %    12.3 s",
-        "epoch  10/19  lr 0.01235  train loss 0.3457 accuracy  89.89 %  "
-        "val loss 0.0543 accuracy 100.00 %    10.0 s",
+def test_an_epoch_is_one_line_of_80_columns_under_its_header():
+    worst = FIRST | {"epoch": 1000, "val_accuracy": 1, "train_loss": 12345.6, "seconds": 123456.7}
+    lines = [report.epoch_line(FIRST, 19), report.epoch_line(worst, 1000)]
+    assert [report.EPOCH_HEADER, *lines] == [
+        "  epoch       lr   train loss  accuracy     val loss  accuracy   seconds",
+        "  1/19   0.01235       0.3457   89.89 %       0.0543   99.88 %      12.3",
+        "1000/1000  0.01235   12345.6000   89.89 %       0.0543  100.00 %  123456.7",
     ]
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_end_names_the_last_and_the_best_epoch():
-    assert report.summary([FIRST, SECOND], 9954, "mnist") == (
+    summary = report.summary([FIRST, SECOND], 9954, "mnist", 30.25)
+    assert summary == (
         "final validation accuracy 99.12 % (epoch 2, mnist)\n"
         "best  validation accuracy 99.88 % (epoch 1)\n"
-        "parameters 9,954   training time 22.3 s"
+        "parameters 9,954   training time 22.3 s, and 30.2 s to compile"
     )
+    assert report.summary([FIRST], 9954, "mnist", 0.0).endswith("training time 12.3 s")
+
+
+def test_numbers_agree_with_their_noun():
+    assert [report.count(n, "epoch") for n in (0, 1, 2000)] == ["0 epochs", "1 epoch", "2,000 epochs"]
 
 
 def test_layers_are_shown_with_shapes_and_counts(capsys):

@@ -18,7 +18,7 @@ from recipe import data, record
 from recipe.data import HOLDOUT, Dataset, Loaded
 from recipe.errors import UserError
 from recipe.networks import NETWORKS, Average, Conv, MaxPool, Norm, Relu
-from tests.test_accuracy import FAKES
+from tests.fake import FRAMEWORK
 
 ROW = dict.fromkeys(tuning.KEPT, 0.5)
 
@@ -30,7 +30,7 @@ def trained(monkeypatch, tmp_path):
     images = np.tile(np.arange(6000)[:, None, None] % 256, (1, 28, 28)).astype(np.uint8)
     blanks = Dataset("mnist", images, np.zeros(6000, np.uint8), images[:50] + 1, np.zeros(50, np.uint8))
     monkeypatch.setattr(data, "load", lambda *_: Loaded(blanks, None))
-    monkeypatch.setattr(tuning, "load_framework", FAKES.get)
+    monkeypatch.setattr(tuning, "load_framework", lambda _: FRAMEWORK)
     monkeypatch.setattr(tuning, "train_seed", lambda *arguments: calls.append(arguments) or ROW)
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
     monkeypatch.chdir(tmp_path)

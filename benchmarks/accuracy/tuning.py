@@ -7,11 +7,11 @@ A trial is a network and what it changes in net10040's recipe `tuned`. It trains
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from benchmarks.accuracy.seeds import load_framework, train_seed
 from recipe import data, record, report
-from recipe.cli import check_range, run_command
+from recipe.cli import check_range, optional, run_command
 from recipe.errors import UserError
 from recipe.networks import (
     Average,
@@ -37,7 +37,7 @@ class TuningOptions(record.PublishOptions, DeviceOptions, DataOptions):
 
     network: str = "net10040"
     """A network's name, or a list of layers such as '10 30 10x1 pool 14 14 average 10x1'."""
-    changes: tuple[str, ...] = ()
+    changes: Annotated[tuple[str, ...], optional("KEY=VALUE ...")] = ()
     """Changes to net10040's recipe `tuned`, such as batch=32 ema_decay=None."""
     seeds: tuple[int, ...] = (0,)
     """Seeds to train. With --publish, those on record are not trained again."""

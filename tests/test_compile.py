@@ -1,0 +1,100 @@
+"""What makes PyTorch's steps faster: the compiler, and not more threads than there are free cores."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.exc import TorchDynamoException
+
+from tests.helpers import ROOT
+from torch_impl import compile
+
+
+@pytest.mark.parametrize("error", [TorchDynamoException, RuntimeError])
+def test_where_compiling_fails_it_says_so_once_and_goes_on(error, monkeypatch, capsys):
+    def fail(*_):
+        raise error("no compiler\nhere")
+
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: fail)
+    double = compile.compile_if_possible(lambda x: 2 * x)
+    assert [double(1), double(2)] == [2, 4]
+    notice = "torch.compile does not work here, training goes on without it: no compiler\n"
+    assert capsys.readouterr().out == notice
+
+
+@pytest.mark.slow
+@pytest.mark.subprocess
+def test_without_a_compiler_pytorch_says_so_once_and_goes_on(tmp_path):
+    program = (
+        "import torch; from torch_impl.compile import compile_if_possible; "
+        "double = compile_if_possible(lambda x: 2 * x); "
+        "print(double(torch.ones(3)).tolist(), double(torch.zeros(3)).tolist())"
+    )
+    lacking = {"TORCHDYNAMO_DISABLE": "0", "PATH": str(tmp_path), "CXX": "no-such-compiler"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | lacking | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    notice, result = done.stdout.splitlines()
+    assert notice.startswith("torch.compile does not work here, training goes on without it: ")
+    assert result == "[2.0, 2.0, 2.0] [0.0, 0.0, 0.0]"
+
+
+@pytest.mark.slow
+@pytest.mark.subprocess
+@pytest.mark.skipif(not any(Path(p, "g++").exists() for p in os.environ["PATH"].split(":")), reason="no g++")
+def test_the_compiled_step_is_the_eager_one(tmp_path):
+    arguments = ["--dataset", "digits", "--network", "net9954", "--max-steps", "3", "--precision", "float64"]
+    for name, disable in (("compiled", "0"), ("eager", "1")):
+        done = subprocess.run(
+            [sys.executable, "-m", "torch_impl.train", *arguments, "--out", str(tmp_path / name)],
+            env=os.environ | {"TORCHDYNAMO_DISABLE": disable},
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        )
+        assert "torch.compile does not work" not in done.stdout
+    losses = [np.load(tmp_path / name / "losses.npy") for name in ("compiled", "eager")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("cores", "busy", "threads"), [(2, 0.2, None), (2, 0.9, 1), (4, 1.1, 3), (4, 9, 1), (1, 1, None)]
+)
+def test_pytorch_takes_the_cores_that_are_free(cores, busy, threads, monkeypatch, capsys):
+    taken, seconds = [], iter((100.0, 100.0 + busy * compile.SAMPLE_SECONDS))
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(compile, "_busy_seconds", lambda _: next(seconds))
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    compile.share_cores()
+    assert taken == [threads] * bool(threads)
+    assert (f"of {cores} cores, so PyTorch takes {threads} thread" in capsys.readouterr().out) == bool(
+        threads
+    )
+
+
+def test_a_number_of_threads_that_is_given_stays(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("it was changed"))
+    compile.share_cores()
+
+
+def test_busy_seconds_are_those_of_these_cores():
+    cores = os.sched_getaffinity(0)
+    before, began = compile._busy_seconds(cores), time.process_time()
+    while time.process_time() < began + 0.2:
+        pass
+    assert compile._busy_seconds(cores) - before > 0.1
+    assert compile._busy_seconds({10**6}) == 0
