@@ -136,9 +136,9 @@ def train(
     model.train()
     for batch in batches:
         train_step(model, optimizer, metrics, batch)
-    found = metrics.compute()
+    values = metrics.compute()
     metrics.reset()
-    return float(found["loss"]), float(found["accuracy"])
+    return float(values["loss"]), float(values["accuracy"])
 
 
 def evaluate(model: nnx.Module, metrics: nnx.MultiMetric, batches: Iterable[Batch]) -> float:

@@ -1,0 +1,1 @@
+"""Training speed in both frameworks, against scripts as people write them."""

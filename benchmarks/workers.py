@@ -1,0 +1,251 @@
+"""Processes that are timed: each contender of a benchmark lives in one of its own.
+
+PyTorch and JAX are imported only where they are used, and no contender sees the settings or the memory of
+another. Contenders take turns, so only one of them computes at any time.
+"""
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from recipe import report
+from recipe.errors import UserError, one_line
+from recipe.networks import Conv, Network
+from recipe.record import Row, describe_machine
+
+Columns = Mapping[str, Callable[[Row], str]]  # of a table: by heading, the text of a row's cell
+
+EXIT_S = 3.0  # for a process to end by itself
+MAX_CALLS, MIN_CALLS = 200_000, 10
+WINDOW_S, WINDOW_CALLS, TOLERANCE = 0.03, 5, 0.03  # warm-up: until three windows have medians this close
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+
+
+class Worker:
+    """An object in a process of its own; use it in a ``with`` statement.
+
+    Args:
+        label: its name in messages.
+        make: a function or class that can be imported by name; it makes the object from ``arguments``.
+        arguments: sent to the process.
+        environment: variables of that process, on top of those here.
+        cores: keep the process on so many of the processors, where the system can do that.
+        timeout_s: how long any answer may take.
+
+    Attributes:
+        build_s: seconds that ``make`` took.
+        start_memory: what `memory` answered then.
+
+    Raises:
+        UserError: as in `call`.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        make: Callable[..., Any],
+        *arguments: Any,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        cores: int | None = None,
+        timeout_s: float = 900.0,
+    ):
+        self.label, self.timeout_s = label, timeout_s
+        context = multiprocessing.get_context("spawn")  # JAX's threads would not survive a fork
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, make, arguments, cores))
+        with mock.patch.dict(os.environ, environment):  # libraries read it when they are imported
+            self.process.start()
+        theirs.close()
+        try:
+            self.build_s: float = self._answer()[0]
+            self.start_memory = self.memory()
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the object and return its result.
+
+        Raises:
+            UserError: it failed there, the process died, or it took too long.
+        """
+        self.connection.send((method, arguments))
+        return self._answer()[1]
+
+    def time(self, method: str, *arguments: Any) -> float:
+        """Call a method of the object and return the seconds it took there; raises as `call`."""
+        self.connection.send((method, arguments))
+        return self._answer()[0]
+
+    def memory(self) -> float:
+        """MiB that the process has held at most; on a GPU, its framework there."""
+        return self.call("")
+
+    def _answer(self) -> tuple[float, Any]:
+        try:
+            if not self.connection.poll(self.timeout_s):
+                raise UserError(f"{self.label}: no answer in {self.timeout_s:.0f} s")
+            answer = self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            code = self.process.exitcode
+            raise UserError(
+                f"{self.label}: its process died (exit code {code}); is there enough memory?"
+            ) from None
+        if isinstance(answer, str):
+            raise UserError(f"{self.label}: {answer}")
+        return answer
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process: by the end of the connection, so that it can tidy up, or by a signal."""
+        self.connection.close()
+        self.process.join(EXIT_S)
+        self.process.terminate()
+        self.process.join()
+
+
+def _serve(
+    connection: Connection, make: Callable[..., Any], arguments: tuple[Any, ...], cores: int | None
+) -> None:
+    """Make the object, then answer every request with the seconds it took and its result."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    if cores is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
+    try:
+        began = time.perf_counter()
+        made = make(*arguments)
+        connection.send((time.perf_counter() - began, None))
+        while True:
+            method, arguments = connection.recv()
+            work = getattr(made, method) if method else peak_memory
+            began = time.perf_counter()
+            result = work(*arguments)
+            connection.send((time.perf_counter() - began, result))
+    except EOFError:  # the parent is gone
+        return
+    except Exception as error:
+        connection.send(one_line(f"{type(error).__name__}: {error}"))
+
+
+def environment(device: str) -> dict[str, str]:
+    """The environment of a worker that computes on this device, cpu or cuda."""
+    if device == "cpu":
+        return {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share the GPU
+
+
+def resolve_device(device: str) -> str:
+    """``cpu`` or ``cuda`` for ``auto``, without importing a framework."""
+    return ("cuda" if describe_machine()["gpu"] else "cpu") if device == "auto" else device
+
+
+def peak_memory() -> float:
+    """MiB that this process has held at most; where its framework computes on a GPU, MiB there."""
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if jax and (statistics := jax.local_devices()[0].memory_stats()):
+        return statistics["peak_bytes_in_use"] / 2**20
+    # Not getrusage: a new process inherits its figure from the one that started it.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
+
+
+def time_calls(call: Callable[[], object], seconds: float, minimum: int = MIN_CALLS) -> np.ndarray:
+    """The latency of each call in nanoseconds, int64, for so long but at least ``minimum`` calls."""
+    clock = time.perf_counter_ns
+    latencies: list[int] = []
+    end = clock() + int(seconds * 1e9)
+    gc.disable()
+    try:
+        while True:
+            start = clock()
+            call()
+            stop = clock()
+            latencies.append(stop - start)
+            if len(latencies) >= MAX_CALLS or (stop >= end and len(latencies) >= minimum):
+                return np.array(latencies, np.int64)
+    finally:
+        gc.enable()
+
+
+def warm_up(call: Callable[[], object], windows: int = 30) -> bool:
+    """Call until three windows in a row have about the same median; False if ``windows`` were not enough."""
+    medians: list[float] = []
+    while len(medians) < windows:
+        medians.append(float(np.median(time_calls(call, WINDOW_S, WINDOW_CALLS))))
+        last = medians[-3:]
+        if len(last) == 3 and max(last) <= min(last) * (1 + TOLERANCE):
+            return True
+    return False
+
+
+class MatrixProduct:
+    """A product of square float32 matrices: the measure of what a device can compute."""
+
+    def __init__(self, device: str):
+        import torch
+
+        self.torch, self.device = torch, device
+        torch.backends.cuda.matmul.fp32_precision = "ieee"  # as all contenders compute
+        side = MATRIX_SIDE[device]
+        self.a, self.b, self.out = (torch.ones((side, side), device=device) for _ in range(3))
+
+    def measure(self, seconds: float = 0.3) -> float:
+        """FLOP/s."""
+        self.multiply()
+        return 2 * len(self.a) ** 3 / (float(np.median(time_calls(self.multiply, seconds, 3))) / 1e9)
+
+    def multiply(self) -> None:
+        """Multiply once, and wait for the result."""
+        self.torch.mm(self.a, self.b, out=self.out)
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+
+
+def convolution_flops(network: Network) -> list[int]:
+    """Floating-point operations of each convolution for one image.
+
+    A convolution with a K x K kernel, I channels in and O channels of H x W out takes 2 K K I O H W, the
+    zeros at the border counted. All else is left out: it is bound by memory.
+    """
+    return [
+        2 * layer.operation.kernel**2 * layer.in_shape[0] * prod(layer.out_shape)
+        for layer in network.layers
+        if isinstance(layer.operation, Conv)
+    ]
+
+
+def show_table(title: str, columns: Columns, rows: Sequence[Row]) -> None:
+    """Print rows of the record; the first column is aligned to the left."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in columns:
+        table.add_column(heading, justify="right" if table.columns else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(cell(row) for cell in columns.values()))
+    report.console.print(table)
+
+
+def round_figures(row: Row) -> Row:
+    """The row with six significant digits in every float."""
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
