@@ -148,10 +148,14 @@ def _serve(
 
 
 def environment(device: str) -> dict[str, str]:
-    """The environment of a worker that computes on this device, cpu or cuda."""
+    """The environment of a worker that computes on this device, cpu or cuda.
+
+    It names the number of threads: a trainer of PyTorch would otherwise take fewer where cores are busy.
+    """
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(describe_machine()["cores"]))}
     if device == "cpu":
-        return {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share the GPU
+        return threads | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return threads | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share the GPU
 
 
 def resolve_device(device: str) -> str:

@@ -18,19 +18,25 @@ import pytest
 
 from recipe import report, run, signals
 from recipe.checkpoint import FILE_NAME, load_checkpoint
+from recipe.cli import run_command
 from recipe.errors import MAX_CHARACTERS, UserError, one_line
 from recipe.files import read_at_most, write_atomically
 from recipe.folder import FILES, open_folder
-from recipe.options import TrainOptions, run_command
+from recipe.options import TrainOptions
 from tests import fake
 
 PER_EPOCH = 11
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def skip_slow_parts(monkeypatch):
+    fake.skip_slow_parts(monkeypatch.setattr)
+
+
 def arguments(out: Path, *more: str) -> list[str]:
-    given = ["--network", "net9954", "--dataset", "digits", "--epochs", "3", "--batch", "128"]
-    return [*given, "--out", str(out), *more]
+    options = ["--network", "net9954", "--dataset", "digits", "--epochs", "3", "--batch", "128"]
+    return [*options, "--out", str(out), *more]
 
 
 def start(kind: str, out: Path, *more: str, **changes) -> subprocess.Popen[str]:
@@ -44,10 +50,10 @@ def train(out: Path, **changes) -> Path:
     return out / FILE_NAME
 
 
-def go_on(out: Path) -> None:
-    """A run in the folder goes on and ends as one that was left alone."""
+def check_resume(out: Path) -> None:
+    """A run of one epoch is resumed and ends as a run that was not stopped."""
     assert load_checkpoint(out / FILE_NAME).step == PER_EPOCH
-    last = load_checkpoint(train(out, resume=out / FILE_NAME))
+    last = load_checkpoint(train(out, resume=out))
     whole = load_checkpoint(train(out.parent / "whole"))
     np.testing.assert_array_equal(last.losses, whole.losses)
     for name, tensor in whole.tensors.items():
@@ -64,6 +70,7 @@ def wait_for(path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ disks
 
 
+@pytest.mark.subprocess
 def test_a_disk_that_is_full_in_the_second_epoch(tmp_path):
     # Where coverage is measured, the program has no room to say so, either.
     unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
@@ -74,19 +81,19 @@ def test_a_disk_that_is_full_in_the_second_epoch(tmp_path):
     assert errors.startswith("error: cannot write ")
     assert "File too large; nothing there was changed" in errors
     assert not list((tmp_path / "run").glob(".*.*")), "no temporary file stays"
-    go_on(tmp_path / "run")
+    check_resume(tmp_path / "run")
 
 
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 800 kB, where tests may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(place)]
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root can mount a small disk")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_file_system_without_room(small_disk, monkeypatch):
@@ -154,9 +161,12 @@ def test_a_folder_without_permission(tmp_path):
         train(tmp_path / "run")
 
 
-def test_a_screen_that_is_a_full_disk(tmp_path):
+@pytest.mark.subprocess
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # writing fails when it flushes, or at once
+def test_a_screen_that_is_a_full_disk(unbuffered, tmp_path):
     with Path("/dev/full").open("w") as full:
-        process = start("Trainer", tmp_path / "run", stdout=full)
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        process = start("Trainer", tmp_path / "run", stdout=full, env=environment)
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.count("\n")) == (0, 1)
     assert errors == "standard output takes no more (No space left on device); going on without it\n"
@@ -187,6 +197,7 @@ def test_a_refused_run_removes_nothing(tmp_path):
     assert leftover.exists(), "it could be a file in the making"
 
 
+@pytest.mark.subprocess
 def test_a_second_process_is_refused_and_the_first_loses_nothing(tmp_path):
     first = start("Slow", tmp_path / "run")
     wait_for(tmp_path / "run" / "metrics.jsonl")
@@ -199,15 +210,16 @@ def test_a_second_process_is_refused_and_the_first_loses_nothing(tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     first.kill()
     first.wait()
-    go_on(tmp_path / "run")
+    check_resume(tmp_path / "run")
 
 
 def test_a_checkpoint_that_another_run_has_just_moved_on_is_not_used(tmp_path, monkeypatch):
     path = train(tmp_path / "run", max_steps=PER_EPOCH)
 
     class Other(fake.Trainer):
-        def __init__(self, *given):  # which is after the checkpoint was read and before the folder is held
+        def __init__(self, *_):  # after the checkpoint was read and before the folder is locked
             monkeypatch.undo()
+            fake.skip_slow_parts(monkeypatch.setattr)
             train(tmp_path / "run", resume=path)
 
     monkeypatch.setattr(fake, "FRAMEWORK", dataclasses.replace(fake.FRAMEWORK, trainer=Other))
@@ -230,10 +242,10 @@ def test_files_that_a_run_did_not_come_to_are_completed(missing, tmp_path, capsy
         train(tmp_path / "run", resume=path)
         assert "completed the files in" in capsys.readouterr().out
         assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before
-    with pytest.raises(UserError, match="is at step 33 already"):
-        train(tmp_path / "run", resume=path)
-    with pytest.raises(UserError, match="is at step 33 already"):
-        train(tmp_path / "elsewhere", resume=path)
+    for out in ("run", "elsewhere"):  # once more, there is nothing to do
+        train(tmp_path / out, resume=path)
+        assert "is finished: step 33 is its last; nothing was trained" in capsys.readouterr().out
+    assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -251,6 +263,7 @@ def test_a_resumed_run_writes_its_metrics_as_one_that_was_not_stopped(tmp_path):
 # -------------------------------------------------------------------------------------- signals and terminals
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_a_run_as_control_c_does(number, tmp_path):
     before = signal.signal(number, signal.SIG_DFL)  # which nohup may have set otherwise, for children too
@@ -263,14 +276,14 @@ def test_signals_end_a_run_as_control_c_does(number, tmp_path):
     assert "interrupted; kept:" in output
     assert "at step 11" in output
     assert (tmp_path / "run" / "curves.png").exists()
-    go_on(tmp_path / "run")
+    check_resume(tmp_path / "run")
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
     ignored = {signal.SIGHUP: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}  # the latter not under mutmut
     before = {number: signal.signal(number, handler) for number, handler in ignored.items()}
     try:
-        with signals.heeded():
+        with signals.raise_on_signal():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
             with pytest.raises(KeyboardInterrupt) as end:
@@ -294,6 +307,7 @@ def test_an_interrupted_command_says_by_what(interruption, code, monkeypatch):
     assert end.value.code == code
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_terminal_that_is_closed(ignored, tmp_path):
     """The run ends with what it had; under nohup it goes on without a screen."""
@@ -325,9 +339,10 @@ def test_a_terminal_that_is_closed(ignored, tmp_path):
     if ignored:
         assert load_checkpoint(tmp_path / "run" / FILE_NAME).step == 3 * PER_EPOCH
     else:
-        go_on(tmp_path / "run")
+        check_resume(tmp_path / "run")
 
 
+@pytest.mark.subprocess
 def test_a_pipe_that_is_closed(tmp_path):
     """As of ``| head -1``: the run goes on and says so once."""
     read, write = os.pipe()
@@ -348,6 +363,7 @@ def test_a_pipe_that_is_closed(tmp_path):
     assert load_checkpoint(tmp_path / "run" / FILE_NAME).step == 3 * PER_EPOCH
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_no_screen_from_the_start(closed, tmp_path):
     command = " ".join([sys.executable, "-m", "tests.fake", "Trainer", *arguments(tmp_path / "run")])
@@ -357,6 +373,7 @@ def test_no_screen_from_the_start(closed, tmp_path):
     assert load_checkpoint(tmp_path / "run" / FILE_NAME).step == 3 * PER_EPOCH
 
 
+@pytest.mark.subprocess
 def test_help_for_a_reader_that_is_gone():
     command = f"{sys.executable} -m tests.fake Trainer --help | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, check=False)
@@ -365,6 +382,7 @@ def test_help_for_a_reader_that_is_gone():
     assert b"Exception ignored" not in done.stderr
 
 
+@pytest.mark.subprocess
 def test_what_an_encoding_lacks_is_escaped(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.fake", "Trainer", *arguments(tmp_path / "r\udcffn")],
@@ -416,13 +434,18 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
 
 def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+    for path in (tmp_path, Path("/dev/zero"), tmp_path / "pipe"):  # the pipe last: reading it would wait
         with pytest.raises(OSError, match="no regular file"):
             read_at_most(path, 10)
         with pytest.raises(UserError, match="cannot read the checkpoint"):
             load_checkpoint(path)
     (tmp_path / "file").write_bytes(bytes(20))
     assert len(read_at_most(tmp_path / "file", 10)) == 11
+
+
+def test_a_path_that_is_too_long_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*File name too long"):
+        train(tmp_path / "run", resume=Path("x" * 1_000))
 
 
 def test_more_steps_than_a_checkpoint_holds_are_refused(tmp_path, monkeypatch):

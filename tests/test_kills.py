@@ -1,92 +1,92 @@
-"""Killed runs: any moment, every line of writing. `benchmarks.kills` does the same by the hundred."""
+"""A run that is killed at any moment is resumed to the same bits."""
 
-import os
+import json
 import random
-import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import kills
-from benchmarks.kills import Killer, is_identical, make_context, read_what_is_there, summarise
-from recipe.checkpoint import FILE_NAME, load_checkpoint
-from recipe.errors import UserError
-from tests import fake
-from tests.test_faults import train as train_fake
+from recipe.checkpoint import FILE_NAME
+from tests.kills import Killer, count, is_identical, make_context, read_files
+
+ROOT = Path(__file__).parent.parent
+FRAMEWORKS = ("torch", "jax")
 
 
 @pytest.fixture(scope="module")
 def context():
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("TORCHDYNAMO_DISABLE", "PYTHONWARNINGS"):
-            patch.setenv(name, os.environ.get(name, ""))  # which puts back what `make_context` changes
+        patch.setenv(
+            "PYTHONWARNINGS", "ignore"
+        )  # JAX warns of being forked, but has no threads before its first use
         yield make_context()
 
 
-@pytest.mark.parametrize("name", kills.NAMES)
-def test_killed_runs_end_as_runs_that_were_not(name, context, tmp_path):
-    check_kills(name, context, tmp_path, 3)
+def kill_at_random(killer, kills):
+    rng = random.Random(0)
+    outcomes = []
+    while sum(outcome.killed for outcome in outcomes) < kills:
+        outcomes.append(killer.kill_after(rng.uniform(0, 0.95) * killer.seconds))
+    return count(outcomes)
+
+
+def check(counts):
+    assert counts["identical"] == counts["kills"] > 0
+    assert counts["damaged"] == 0
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_a_run_killed_at_random(name, context, tmp_path):
+    check(kill_at_random(Killer(name, tmp_path, context), 3))
+
+
+@pytest.mark.subprocess
+def test_a_run_killed_at_each_line_of_writing(tmp_path):
+    """With a framework that computes nothing; the slow test does the same with the real ones."""
+    command = [sys.executable, "-m", "tests.kills", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    counts = json.loads(done.stdout)
+    check(counts)
+    assert counts["kills"] > 100
+    assert min(counts["kept_0"], counts["kept_1"], counts["kept_2"]) > 10
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", kills.NAMES)
-def test_many_killed_runs_end_as_runs_that_were_not(name, context, tmp_path):
-    check_kills(name, context, tmp_path, 50)
+@pytest.mark.hours
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_a_run_killed_hundreds_of_times(name, context, tmp_path, request, publish):
+    killer = Killer(name, tmp_path, context)
+    at_random = kill_at_random(killer, request.config.getoption("count") or 100)
+    at_each_line = count([killer.kill_at_line(line) for line in range(killer.count_lines())])
+    check(at_random)
+    check(at_each_line)
+    run = {"test": "kills", "framework": name, "network": "net9954", "epochs": 2}
+    publish(
+        run | {"moment": "at random"} | at_random,
+        run | {"moment": "at each line of writing"} | at_each_line,
+    )
 
 
-def check_kills(name, context, folder, count):
-    killer = Killer(name, 2, folder, context)
-    rng = random.Random(count)
-    found = summarise([killer.kill_after(rng.uniform(0.3, 0.9) * killer.seconds) for _ in range(count)])
-    assert found["bit_identical_after_resume"] == found["kills"]
-    assert found["unreadable_files"] == 0
-
-
-def test_a_kill_at_every_line_of_writing(context, tmp_path, monkeypatch):
-    """Every one, with a framework that costs nothing; `benchmarks.kills` does it with the real ones."""
-    lines = run_until(context, tmp_path / "whole", sys.maxsize)
-    wanted = load_checkpoint(tmp_path / "whole" / FILE_NAME)
-    assert lines > 80
-    monkeypatch.setattr("recipe.folder.draw_curves", fake.draw_nothing)
-    monkeypatch.setattr("recipe.data.load_digits", fake.load_blanks)
-    for line in range(lines):
-        out = tmp_path / f"killed-{line}"
-        assert run_until(context, out, line) == -signal.SIGKILL
-        readable, kept = read_what_is_there(out)
-        assert readable, line
-        try:
-            train_fake(out, epochs=2, resume=out / FILE_NAME if kept else None)
-        except UserError as error:
-            assert f"is at step {wanted.step} already" in str(error), line
-        assert is_identical(out, wanted), line
-
-
-def run_until(context, out: Path, line: int) -> int:
-    """A run in a process that is killed at a line of writing; its exit code, or how many lines it had."""
-    answer = out.with_suffix(".lines")
-    process = context.Process(target=fake.run_until, args=(line, out, answer))
-    process.start()
-    process.join(60)
-    return process.exitcode or int(answer.read_text())
-
-
-def test_the_killer_sees_what_is_not_identical(tmp_path):
-    path = train_fake(tmp_path / "run")
-    wanted = load_checkpoint(path)
-    assert is_identical(path.parent, wanted)
-    (path.parent / ".losses.npy.12345678").write_text("")
-    assert not is_identical(path.parent, wanted), "a temporary file that stays"
-    (path.parent / ".losses.npy.12345678").unlink()
-    lines = (path.parent / "metrics.jsonl").read_text()
-    (path.parent / "metrics.jsonl").write_text(lines.replace('"epoch": 2', '"epoch": 3'))
-    assert not is_identical(path.parent, wanted)
-    (path.parent / "metrics.jsonl").write_text(lines)
-    wanted.tensors["conv1.weight"].flat[0] *= -1
-    assert not is_identical(path.parent, wanted)
+@pytest.mark.subprocess
+def test_what_is_not_identical_or_not_whole_is_noticed(context, tmp_path):
+    killer = Killer("fake", tmp_path, context)
+    folder = tmp_path / "whole"
+    assert is_identical(folder, killer.expected)
+    (folder / ".losses.npy.12345678").write_text("")
+    assert not is_identical(folder, killer.expected), "a temporary file that stays"
+    (folder / ".losses.npy.12345678").unlink()
+    lines = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(lines.replace('"epoch": 2', '"epoch": 3'))
+    assert not is_identical(folder, killer.expected)
+    (folder / "metrics.jsonl").write_text(lines)
+    killer.expected.tensors["conv1.weight"].flat[0] *= -1
+    assert not is_identical(folder, killer.expected)
     for name in ("metrics.jsonl", "losses.npy", "curves.png", "config.json", FILE_NAME):
-        whole = (path.parent / name).read_bytes()
-        (path.parent / name).write_bytes(whole[: len(whole) // 2])
-        assert not read_what_is_there(path.parent)[0], name
-        (path.parent / name).write_bytes(whole)
-    assert read_what_is_there(path.parent) == (True, 3)
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+        assert not read_files(folder)[0], name
+        (folder / name).write_bytes(content)
+    assert read_files(folder) == (True, 2)
