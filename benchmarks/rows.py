@@ -139,7 +139,7 @@ def files() -> list[Row]:
 
 def determinism() -> list[Row]:
     """Whether the same seed gave the same bits, in words."""
-    rows = newest("reliability", "framework", test="determinism")
+    rows = newest("reliability", "framework", "network", test="determinism")
     words = {"same_1_thread": "one", "same_2_threads": "two", "same_1_and_2": "both"}
     return [row | {word: "yes" if row[key] else "no" for key, word in words.items()} for row in rows]
 

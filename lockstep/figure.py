@@ -47,7 +47,7 @@ def bin_width(steps: int) -> int:
 
 def load_series(folder: Path, run: str) -> Series:
     """The series of one run from the record in a folder."""
-    with np.load(folder / SERIES_FILE) as file:
+    with np.load(folder / SERIES_FILE, allow_pickle=False) as file:
         return {name.split("/")[1]: file[name] for name in file if name.startswith(f"{run}/")}
 
 
@@ -55,7 +55,7 @@ def save_series(folder: Path, run: str, series: Series) -> None:
     """Add the series of one run to the record in a folder; an earlier run of that name is replaced."""
     path, arrays = folder / SERIES_FILE, {}
     if path.exists():
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file if not name.startswith(f"{run}/")}
     arrays |= {f"{run}/{name}": array for name, array in series.items()}
     content = io.BytesIO()

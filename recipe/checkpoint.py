@@ -10,6 +10,7 @@ one atomic write moves a run from one epoch to the next.
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 def find_checkpoint(run: Path) -> Path:
     """The checkpoint that a person means: the file itself, or the one in a run's folder."""
-    return run / FILE_NAME if run.is_dir() else run
+    with suppress(OSError):  # such as a name that is too long; `load_checkpoint` says what is wrong
+        if run.is_dir():
+            return run / FILE_NAME
+    return run
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

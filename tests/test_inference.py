@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
 from benchmarks.inference import __main__ as inference
 from benchmarks.inference import measure as measuring
@@ -41,6 +42,14 @@ def write_run(folder: Path, seed: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(folder / "checkpoint.safetensors", Checkpoint(0, tensors, np.empty(0), [], config))
     return folder / "checkpoint.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """An engine sets PyTorch's number of threads; other tests in this process have theirs."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,7 @@ def select_device(name: str) -> torch.device:
 def configure(precision: str) -> None:
     """Set PyTorch up, for the whole process; the same for every precision."""
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cuda.matmul.fp32_precision = "ieee"  # not TF32, which has ten bits
     torch.backends.cudnn.deterministic = True
     # Masks are computed again in the backward pass: compiled code for CPUs stores booleans one by one.

@@ -1,0 +1,67 @@
+"""The same seed gives the same bits, with any number of threads that stays the same."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+
+from recipe.checkpoint import FILE_NAME, load_checkpoint
+
+PROCESSORS = sorted(os.sched_getaffinity(0))
+
+
+def run(framework, threads, out, network="net9954", epochs=1):
+    """Train as a person does, on so many processors and with as many threads."""
+    words = ["--network", network, "--epochs", epochs, "--dataset", "digits", "--device", "cpu", "--out", out]
+    subprocess.run(
+        [sys.executable, "-m", f"{framework}_impl.train", *map(str, words)],
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        preexec_fn=partial(os.sched_setaffinity, 0, PROCESSORS[:threads]),  # JAX counts these
+        capture_output=True,
+        check=True,
+    )
+    return load_checkpoint(out / FILE_NAME)
+
+
+def same_bits(one, other):
+    pairs = [(one.losses, other.losses), *((one.tensors[name], other.tensors[name]) for name in one.tensors)]
+    return all(first.tobytes() == second.tobytes() for first, second in pairs)
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_two_runs_have_the_same_bits(framework, tmp_path):
+    threads = min(2, len(PROCESSORS))
+    one, other = (run(framework, threads, tmp_path / name) for name in ("one", "other"))
+    assert same_bits(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(PROCESSORS) < 2, reason="needs two processors")
+@pytest.mark.parametrize("network", ["net9954", "net10040"])
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_runs_with_one_and_two_threads(framework, network, tmp_path, publish):
+    """Whether the number of threads changes the bits is recorded, not promised."""
+    runs = {
+        (n, turn): run(framework, n, tmp_path / f"{n}{turn}", network, 5) for n in (1, 2) for turn in (0, 1)
+    }
+    one, two = runs[1, 0], runs[2, 0]
+    same = {
+        "same_1_thread": same_bits(one, runs[1, 1]),
+        "same_2_threads": same_bits(two, runs[2, 1]),
+    }
+    assert all(same.values())
+    row = {
+        "test": "determinism",
+        "framework": framework,
+        "network": network,
+        "precision": "float32",
+        "steps": one.step,
+        **same,
+        "same_1_and_2": same_bits(one, two),
+        "loss_difference": float(np.abs(one.losses - two.losses).max()),
+    }
+    publish(row)
