@@ -1,1 +1,1 @@
-"""What is measured: lockstep, training speed, inference, many seeds."""
+"""What is measured: accuracy, training speed and inference speed; and the pages that show it."""

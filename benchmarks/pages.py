@@ -249,11 +249,11 @@ def draw_accuracy() -> bytes:
     """The accuracy of every seed after its last epoch, as PNG bytes."""
     figure, axes = figures.subplots(figsize=(8, 4))
     groups = rows.accuracies("tuned")
-    for place, row in enumerate(groups):
+    for position, row in enumerate(groups):
         final = [100 * seed["final"] for seed in row["rows"]]
         colour = "C0" if row["framework"] == "torch" else "C1"
-        axes.plot(place + np.linspace(-0.2, 0.2, len(final)), final, "o", color=colour, alpha=0.7)
-        axes.hlines(np.mean(final), place - 0.3, place + 0.3, color=colour)
+        axes.plot(position + np.linspace(-0.2, 0.2, len(final)), final, "o", color=colour, alpha=0.7)
+        axes.hlines(np.mean(final), position - 0.3, position + 0.3, color=colour)
     axes.axhline(figures.GOAL, ls="--", color="grey", lw=1)
     axes.text(-0.4, figures.GOAL + 0.005, f"the task: {figures.GOAL} %", color="grey")
     axes.set_xticks(range(len(groups)), [f"{row['network']}\n{row['label']}" for row in groups])

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy.equivalence import MARGIN, compare_frameworks, pairs_needed
+from benchmarks.training.contenders import LABELS
 from lockstep.runs import largest_tensor_difference
 from recipe.networks import NETWORKS, get_network
 from recipe.record import read_rows
 
 FULL_RUN, FLOAT32_RUN = "net9954-reference-float64-8892", "net9954-reference-float32-468"
 STEPS = {"measure": "steps", "recipe": "reference", "precision": "float32"}
-LABELS = {"torch": "PyTorch", "jax": "Flax", "torch-script": "PyTorch script", "jax-script": "Flax script"}
 
 # What is known of the published run of each network, in percent of the test images. net9954's is
 # https://github.com/Enamulla577/EVA5-Session4/blob/main/S4/MNIST_Model.ipynb
@@ -159,6 +159,7 @@ def claims() -> list[Row]:
         row["engine"]: row for row in newest("inference", "engine", network="net9954", threads=1, batch=1)
     }
     onnx, eager = engine["onnxruntime"], engine["torch-eager"]
+    again = "lockstep --network net9954 --recipe reference --steps 100"
     same = (
         f"The losses of PyTorch and Flax differ by at most {run['torch_jax_loss']:.1e} over all "
         f"{run['steps']:,} steps of a run with dropout, in float64."
@@ -176,7 +177,7 @@ def claims() -> list[Row]:
         f"{eager['ratio']:.1f} times as long."
     )
     return [
-        run | {"claim": "same run", "page": "lockstep", "fact": same, "again": "lockstep --steps 100"},
+        run | {"claim": "same run", "page": "lockstep", "fact": same, "again": again},
         torch | {"claim": "accuracy", "page": "accuracy", "fact": accuracy, "again": "benchmarks.accuracy"},
         step["torch"] | {"claim": "speed", "page": "speed", "fact": speed, "again": "benchmarks.training"},
         onnx | {"claim": "ONNX", "page": "inference", "fact": latency, "again": "benchmarks.inference"},

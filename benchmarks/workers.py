@@ -25,7 +25,7 @@ from rich.table import Table
 from recipe import report
 from recipe.errors import UserError, one_line
 from recipe.networks import Conv, Network
-from recipe.record import Row, describe_machine
+from recipe.record import Row, count_cores, describe_machine
 
 Columns = Mapping[str, Callable[[Row], str]]  # of a table: by heading, the text of a row's cell
 
@@ -43,7 +43,7 @@ class Worker:
         make: a function or class that can be imported by name; it makes the object from ``arguments``.
         arguments: sent to the process.
         environment: variables of that process, on top of those here.
-        cores: keep the process on so many of the processors, where the system can do that.
+        cores: the number of processors that the process may use, where the system can limit them.
         timeout_s: how long any answer may take.
 
     Attributes:
@@ -92,7 +92,7 @@ class Worker:
         return self._answer()[0]
 
     def memory(self) -> float:
-        """MiB that the process has held at most; on a GPU, its framework there."""
+        """Peak memory of the process in MiB; on a GPU, that of its framework on the GPU."""
         return self.call("")
 
     def _answer(self) -> tuple[float, Any]:
@@ -152,7 +152,7 @@ def environment(device: str) -> dict[str, str]:
 
     It names the number of threads: a trainer of PyTorch would otherwise take fewer where cores are busy.
     """
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(describe_machine()["cores"]))}
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(count_cores()))}
     if device == "cpu":
         return threads | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return threads | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share the GPU
@@ -164,7 +164,7 @@ def resolve_device(device: str) -> str:
 
 
 def peak_memory() -> float:
-    """MiB that this process has held at most; where its framework computes on a GPU, MiB there."""
+    """Peak memory of this process in MiB; if its framework computes on a GPU, that on the GPU."""
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if torch and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
@@ -176,7 +176,7 @@ def peak_memory() -> float:
 
 
 def time_calls(call: Callable[[], object], seconds: float, minimum: int = MIN_CALLS) -> np.ndarray:
-    """The latency of each call in nanoseconds, int64, for so long but at least ``minimum`` calls."""
+    """Call for some seconds, but at least ``minimum`` times; returns each latency in nanoseconds, int64."""
     clock = time.perf_counter_ns
     latencies: list[int] = []
     end = clock() + int(seconds * 1e9)

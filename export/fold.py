@@ -86,7 +86,7 @@ def fold(steps: Sequence[Step]) -> list[Step]:
 
 
 def _rewrite(first: Step, second: Step) -> list[Step] | None:
-    """Steps that do the same with an affine step gone or moved on; None where there is nothing to do."""
+    """Steps that compute the same, with an affine removed or moved on; None if no rewrite applies."""
     match first, second:
         case Affine(), Affine():
             shift = second.scale * first.shift + second.shift
@@ -109,7 +109,7 @@ def _rewrite(first: Step, second: Step) -> list[Step] | None:
 
 
 def _fold_before_padding(affine: Affine, convolution: Convolution) -> list[Step] | None:
-    """Padding is zeros *behind* the affine, so only the scale moves: s x + t = s (x + t / s)."""
+    """The padding adds zeros *after* the affine, so only the scale moves: s x + t = s (x + t / s)."""
     if np.all(affine.scale == 1) or not np.all(affine.scale):
         return None
     weight = convolution.weight * affine.scale[None, :, None, None]
@@ -119,7 +119,7 @@ def _fold_before_padding(affine: Affine, convolution: Convolution) -> list[Step]
 
 
 def _fold_before_maximum(affine: Affine, pool: Plain) -> list[Step] | None:
-    """A maximum commutes with what does not decrease; of a negative scale the sign has to stay before it."""
+    """A maximum commutes with an affine that does not decrease. A negative sign must stay before it."""
     if np.all(affine.scale >= 0):
         return [pool, affine]
     sign = np.where(affine.scale < 0, -1.0, 1.0)
@@ -132,7 +132,7 @@ def _fold_before_maximum(affine: Affine, pool: Plain) -> list[Step] | None:
 def _merge_convolutions(first: Convolution, second: Convolution) -> list[Step] | None:
     """One convolution in place of two, if it multiplies less often.
 
-    The second must not pad: its zeros stand where a merged one would see the first's response to zeros.
+    The second must not pad: it sees zeros at the border, a merged one the first's response to zeros.
     """
     merged = _compose(first, second)
     fewer = multiplications(merged) < multiplications(first) + multiplications(second)

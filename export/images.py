@@ -16,7 +16,7 @@ RANDOM_IMAGES = 2_000
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Test images as the file takes them, and what goes with them."""
+    """Test images in the format of the file's input, their labels, and training images to calibrate with."""
 
     name: str  # "mnist", "digits" or "random"
     test: np.ndarray  # float32 (N, 1, 28, 28) in 0..1

@@ -90,7 +90,7 @@ def _check_parts(model: onnx.ModelProto) -> None:
 
 
 def _signature(value: onnx.ValueInfoProto) -> Signature:
-    """Name, type and shape; any symbol will do for the batch."""
+    """Name, type and shape; the batch may have any symbol."""
     tensor = value.type.tensor_type
     shape = tuple(d.dim_value if d.HasField("dim_value") else "batch" for d in tensor.shape.dim)
     return value.name, tensor.elem_type, shape

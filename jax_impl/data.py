@@ -17,7 +17,7 @@ URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"  # tfds's own, whose
 
 
 def read_mnist(originals: Path | None) -> Dataset:
-    """Decode MNIST, from a folder of the original files (see `recipe.data.read_originals`) or the network.
+    """Decode MNIST, from a folder of the original files (see `recipe.mnist.read_originals`) or the network.
 
     Raises:
         UserError: a fault of the folder.

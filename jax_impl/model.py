@@ -84,7 +84,7 @@ class Convolution(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Batch norm that keeps the unbiased running variance, as PyTorch does; ``nnx.BatchNorm`` the biased."""
+    """Batch norm with the unbiased running variance, as in PyTorch; ``nnx.BatchNorm`` has the biased one."""
 
     def __init__(self, channels: int, epsilon: float, momentum: float):
         self.scale = nnx.Param(jnp.ones(channels))

@@ -15,14 +15,14 @@ from jax import Array, lax
 # that autodiff writes fall to a scalar loop, and the whole step is over ten times slower.
 NHWC = ("NHWC", "HWIO", "NHWC")
 
-# Images per partial weight gradient but in float64. With more than 16 XLA picks a kernel (YNNPACK's)
-# that uses one core; in float64 that one is the fastest there is, so all images at once.
+# Images per partial weight gradient, except in float64. With more than 16 XLA picks a kernel (YNNPACK's)
+# that uses one core; in float64 that kernel is the fastest, so it gets all images at once.
 IMAGES_PER_SUM = 16
 
 
 def conv2d(x: Array, kernel: Array, pad: int) -> Array:
     """Stride-1 convolution: x (N, H, W, I), kernel (K, K, I, O) -> (N, H+2*pad-K+1, ..., O)."""
-    # The backend the program is traced for. GPUs do best with the one operation they know.
+    # This is the backend that the program is traced for. GPUs are fastest with their own convolution.
     return _conv2d_cpu(x, kernel, pad) if jax.default_backend() == "cpu" else _conv(x, kernel, pad)
 
 
@@ -86,7 +86,7 @@ def max_pool(x: Array) -> Array:
     A tie's gradient goes to the first maximum in scan order, as in PyTorch. The gradient of
     `lax.reduce_window` does the same 14 times slower; `jnp.maximum` would split it in halves.
     """
-    x = lax.optimization_barrier(x)  # else what made x is computed in strided pieces, which is slower
+    x = lax.optimization_barrier(x)  # otherwise XLA computes x in strided pieces, which is slower
     height, width = (n // 2 * 2 for n in x.shape[1:3])
     corners = [x[:, i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)]
     top, bottom = _first_max(*corners[:2]), _first_max(*corners[2:])

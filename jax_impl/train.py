@@ -64,7 +64,7 @@ def training_loss(
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """SGD with momentum, but for its learning rate; weight decay on the convolution kernels only."""
+    """SGD with momentum, without its learning rate; weight decay on the convolution kernels only."""
 
     def kernels(params: nnx.State) -> nnx.State:
         return jax.tree.map(lambda parameter: parameter.ndim == 4, params)
@@ -140,7 +140,7 @@ def select_device(name: str) -> Any:
 
 
 def configure(precision: str) -> None:
-    """Set JAX up, for the whole process; before any array is made."""
+    """Set up JAX for the whole process, before any array is made."""
     jax.config.update("jax_enable_x64", precision == "float64")
     jax.config.update("jax_default_matmul_precision", "highest")  # not TF32, which has ten bits
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
@@ -209,7 +209,7 @@ class Trainer:
             self.compiled[plan.steps] = self.steps_fn.lower(self.state, *arguments).compile()
         advance(0)
         self.state, (losses, correct) = self.compiled[plan.steps](self.state, *arguments)
-        while not losses.is_ready():  # one call for the whole epoch; Ctrl-C is heard in between
+        while not losses.is_ready():  # one call takes the whole epoch; this loop lets Ctrl-C through
             time.sleep(0.01)
         advance(len(losses))
         return np.asarray(losses, np.float64), np.asarray(correct)

@@ -60,6 +60,7 @@ def main(options: LockstepOptions) -> None:
     whole = steps_per_epoch(recipe, images) * recipe.epochs
     steps = whole if options.steps == "all" else options.steps
     check_range("--steps", steps, 1, whole)
+    options.check_publishable(loaded.dataset.name)
     if loaded.note:
         report.show_notice(loaded.note)
 

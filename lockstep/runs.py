@@ -1,7 +1,8 @@
 """Train side by side and compare after every step: losses, gradients and every tensor of the state.
 
-A comparison is with the other framework or, for the noise floor, of a framework with itself, started from
-weights moved by one unit in the last place. Rounding alone makes such runs differ, so no port can be closer.
+One comparison is between the two frameworks. Two more, the noise floor, are between a framework and itself,
+started from weights moved by one unit in the last place: only rounding makes those runs differ, so no port
+can be expected to come closer.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ class Comparison:
 def relative_difference(tensor: np.ndarray, reference: np.ndarray) -> float:
     """Norm of the difference divided by the norm of the reference.
 
-    0 where both are all zeros; infinite where only the reference is, or where a number is not finite.
+    It is 0 if both are all zeros, and infinite if only the reference is, or if a number is not finite.
     """
     reference = reference.astype(np.float64).ravel()
     difference = np.linalg.norm(tensor.astype(np.float64).ravel() - reference)
@@ -87,7 +88,7 @@ def nudge(tensors: Tensors) -> Tensors:
 
 
 def turn_everything_on(recipe: Recipe) -> Recipe:
-    """The recipe with dropout and augmentation, whichever of the two it lacks."""
+    """The recipe with dropout and augmentation turned on where it lacks them."""
     ranges = {"rotation": 9.0, "shift": 1.5, "scale": 0.07, "shear": 3.0}
     return replace(recipe, dropout=recipe.dropout or 0.05, **({} if recipe.augments else ranges))
 
@@ -106,7 +107,7 @@ def run_lockstep(
     """Train side by side, one step at a time, from the same initial weights and by the same plan.
 
     Args:
-        trainers: of PyTorch and of Flax; for the noise floor another of each, which start nudged.
+        trainers: one of PyTorch, one of Flax; for the noise floor a second of each, which starts nudged.
         network: as the trainers have it.
         recipe: as the trainers have it.
         images: the size of their training set.

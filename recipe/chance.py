@@ -1,9 +1,9 @@
-"""Every random draw of a run, so that both frameworks meet the same chance.
+"""Every random number of a run, drawn once, so that both frameworks use the same ones.
 
 Draws made on the host come from NumPy's Philox, a counter-based generator, keyed by the seed, the purpose and
-the epoch. Only its raw 64-bit words are used, since NumPy promises those never to change, which it does not
-for ``Generator``'s methods. Dropout masks are too large to hand over: both frameworks compute them on the
-device with `keep_mask`, written in operators that NumPy, PyTorch and JAX share.
+the epoch. Only its raw 64-bit words are used: NumPy promises that they never change, and does not promise
+that for the methods of ``Generator``. Dropout masks are too large to be made on the host: both frameworks
+compute them on the device with `keep_mask`, which uses only operators that NumPy, PyTorch and JAX share.
 """
 
 from enum import IntEnum
@@ -63,7 +63,7 @@ def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
 def epoch_affine(recipe: Recipe, seed: int, epoch: int, images: int) -> np.ndarray:
     """The affine map of each image of one epoch, from target to source pixels: int32, shape (images, 6).
 
-    A row (a, b, c, d, e, f), in units of 2**-16, says that target pixel (x, y) shows what stood at
+    A row (a, b, c, d, e, f), in units of 2**-16, says that target pixel (x, y) shows the source at
     (a x + b y + c, d x + e y + f). Rotation, scale and shear are about the image's centre.
     """
     draws = _uniform(seed, _Purpose.WARP, epoch, (5, images))
@@ -88,9 +88,9 @@ def epoch_dropout_keys(network: Network, seed: int, epoch: int, steps: int) -> n
 def keep_mask(element: Array, key: Array, rate: float) -> Array:
     """Which elements dropout keeps: a boolean array, true with probability 1 - rate.
 
-    A 32-bit finalizer, C. Wellons' triple32 (https://nullprogram.com/blog/2018/07/31/), that takes in one
-    word of the key (seed, step and layer, see `epoch_dropout_keys`) before its first round and one before its
-    second: with one word only, two masks could be shifted copies of each other. The arithmetic wraps.
+    This is a 32-bit finalizer, C. Wellons' triple32 (https://nullprogram.com/blog/2018/07/31/). It mixes one
+    word of the key (seed, step and layer, see `epoch_dropout_keys`) in before its first round and the other
+    before its second. With one word only, two masks could be shifted copies of each other. Products wrap.
 
     Args:
         element: number of each element within its (N, C, H, W) array, int32.

@@ -1,4 +1,4 @@
-"""The canonical checkpoint: one file that either framework writes and either goes on from.
+"""The canonical checkpoint: one file, which either framework writes and either can go on from.
 
 A safetensors file. Tensors: every parameter and running statistic by its canonical name (kernels OIHW,
 running variances unbiased, as PyTorch keeps them), the momentum of each parameter as ``momentum/NAME``, the
@@ -27,7 +27,7 @@ from recipe.recipes import PRECISIONS, Recipe
 
 FILE_NAME = "checkpoint.safetensors"
 MAX_BYTES = 64 * 2**20  # the networks have 10,000 parameters; the losses of MAX_STEPS steps are half of it
-MAX_HEADER_BYTES = 4 * 2**20  # which MAX_EPOCHS epochs stay below
+MAX_HEADER_BYTES = 4 * 2**20  # the metrics of MAX_EPOCHS epochs need less
 METRICS = frozenset(
     ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 )
@@ -47,11 +47,11 @@ class Checkpoint:
 
     @property
     def network(self) -> Network:
-        """The network it is of."""
+        """The network that was trained."""
         return get_network(self.config["network"])
 
     def has_whole_metrics(self) -> bool:
-        """Whether there are metrics, each with everything, up to the very step."""
+        """Whether there are metrics up to the last step, and each entry is complete."""
         return (
             bool(self.metrics)
             and all(entry.keys() >= METRICS for entry in self.metrics)
@@ -59,7 +59,7 @@ class Checkpoint:
         )
 
     def check_config(self, *keys: str) -> None:
-        """Check that the config has what somebody is about to read; a part of a part is ``data.name``.
+        """Check that the config has these keys; ``data.name`` is the key ``name`` inside of ``data``.
 
         Raises:
             UserError: naming what is missing.
@@ -183,7 +183,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _are_metrics(metrics: Any, step: int) -> bool:
-    """Whether every entry that is there is possible: what reads them relies on it."""
+    """Whether the metrics have only possible values; the code that reads them relies on it."""
     return isinstance(metrics, list) and all(
         isinstance(entry, dict)
         and all(
@@ -200,7 +200,7 @@ def _are_metrics(metrics: Any, step: int) -> bool:
 
 
 def _is_config(config: dict[str, Any]) -> bool:
-    """Whether every setting that is there, of those that anything reads, is of its kind."""
+    """Whether the settings that other code reads have the right types, if they are there."""
     data, recipe, versions = (config.get(key, {}) for key in ("data", "recipe", "versions"))
     if not all(isinstance(part, dict) for part in (data, recipe, versions)):
         return False

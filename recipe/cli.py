@@ -54,7 +54,7 @@ def _parse(options_type: type[OptionsT], program: str) -> OptionsT:
             return tyro.cli(options_type, prog=program)
     except SystemExit as end:
         if not end.code:  # --help
-            report.screen.flush()  # here, where a reader that is gone is no error
+            report.screen.flush()  # here, where a closed pipe is no error
             raise
     except BrokenPipeError:  # nobody reads the help
         report.screen.flush()

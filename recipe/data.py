@@ -1,4 +1,4 @@
-"""The images that both implementations train on: MNIST, or scikit-learn's digits where MNIST cannot be had.
+"""The images that both implementations train on: MNIST or, where it is not available, scikit-learn's digits.
 
 All readers give one canonical form (see `Dataset`) with one fingerprint. The readers of
 `torch_impl` and `jax_impl`, handed to `load`, decode the four original files each with its own library; the
@@ -22,7 +22,7 @@ from recipe.errors import UserError, reason
 from recipe.files import read_at_most, write_atomically
 from recipe.mnist import ADVICE, ORIGINALS, read_originals
 
-MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels in 0..1, as everybody quotes them
+MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels in 0..1; the rounded values that everybody uses
 
 MNIST_FINGERPRINT = "59e723206924974d8a23ff880d084b6abc6932d67abc1370878f1a89543a046d"
 HOLDOUT = {"mnist": 5_000, "digits": 300}  # images at the end of the training set
@@ -76,8 +76,8 @@ def load(choice: str, data_dir: Path | None, reader: Reader) -> Loaded:
     """The dataset of a run, in order: `data_dir`, the cache, the network, and for "auto" the digits.
 
     Args:
-        choice: "auto", "mnist" or "digits". The last two insist; "auto" takes the digits only
-            if MNIST cannot be had.
+        choice: "auto", "mnist" or "digits". "auto" takes the digits only if MNIST is not
+            available; the other two accept nothing else.
         data_dir: folder of the originals, by default the variable ``MNIST_DIR``. If there is one, its files
             must be faultless, under "auto" too; the cache then only saves decoding them. Unused for "digits".
         reader: ``torch_impl.data.read_mnist`` or ``jax_impl.data.read_mnist``. It may raise OSError where it
@@ -177,7 +177,7 @@ def _read_member(archive: ZipFile, name: str, shape: tuple[int, ...]) -> np.ndar
         content = file.read(size + 1)
     if len(content) != size:
         raise ValueError(f"{name} has not {size:,} bytes")
-    return np.frombuffer(content, np.uint8).reshape(shape).copy()  # which is writeable, as torch wants it
+    return np.frombuffer(content, np.uint8).reshape(shape).copy()  # PyTorch wants a writeable copy
 
 
 def _write_cache(path: Path, dataset: Dataset) -> None:
@@ -189,8 +189,9 @@ def _write_cache(path: Path, dataset: Dataset) -> None:
 def load_digits() -> Dataset:
     """scikit-learn's 1,797 scans of 8x8 pixels with values 0 to 16, enlarged to look like MNIST.
 
-    Each becomes 20x20 pixels by bilinear interpolation, the size of an MNIST digit, centred in 28x28. All is
-    integer arithmetic, so the same everywhere. A fixed permutation splits them: writers come in blocks.
+    Each becomes 20x20 pixels by bilinear interpolation, the size of an MNIST digit, centred in 28x28. All
+    arithmetic is in integers, so the result is the same everywhere. A fixed permutation comes before the
+    split, because the scans are ordered by writer.
 
     Raises:
         UserError: scikit-learn is not installed.

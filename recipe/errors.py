@@ -2,7 +2,7 @@
 
 import re
 
-MAX_CHARACTERS = 2_000  # of a message: what a damaged file says of itself may be a book
+MAX_CHARACTERS = 2_000  # of a message, which may quote a damaged file
 
 
 class UserError(ValueError):
@@ -16,7 +16,7 @@ class UserError(ValueError):
 
 
 def one_line(text: str) -> str:
-    """A text as one line that is safe to print: what comes from a file may hold a terminal's commands."""
+    """A text as one line that is safe to print: a text from a file may contain a terminal's control codes."""
     if len(text) > MAX_CHARACTERS:
         text = text[: MAX_CHARACTERS - 3] + "..."
     text = re.sub(r"\s*[\r\n]\s*", " ", text)
@@ -24,5 +24,5 @@ def one_line(text: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, on one line; its kind where it says nothing."""
+    """The message of an exception, on one line; its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever reads half of one, and reading no more of them than they should hold."""
+"""Write files so that nobody ever reads half of one; read no more of a file than it should hold."""
 
 import os
 import stat
@@ -38,7 +38,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Make a renaming in a folder outlast a power cut; without it, the old file may be back afterwards."""
-    with suppress(OSError):  # not every file system can, nor every folder be opened: the new file is whole
+    with suppress(OSError):  # some file systems and some folders do not allow it; the file is whole
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -49,7 +49,7 @@ def _sync_folder(folder: Path) -> None:
 def remove_leftovers(path: Path) -> None:
     """Remove what `write_atomically` left beside a file when its process was killed.
 
-    Only for whoever holds the folder: the leftover of a living process is a file in the making.
+    Call this only while holding the folder's lock: another process may still be writing its temporary file.
 
     Raises:
         OSError: they cannot be removed.
@@ -62,7 +62,7 @@ def read_at_most(path: Path, limit: int) -> bytes:
     """A file's first ``limit + 1`` bytes: more than ``limit`` means that the file is too large.
 
     Raises:
-        OSError: it cannot be read, or is no regular file; a pipe would be waited for, a device has no end.
+        OSError: it cannot be read, or is no regular file: a pipe may never answer, and a device has no end.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("it is no regular file")

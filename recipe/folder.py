@@ -72,7 +72,7 @@ class RunFolder:
 
 
 def _derived(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The files that follow from the checkpoint, by name, but for the picture."""
+    """The files that are made from the checkpoint, by name; the picture is not among them."""
     losses = io.BytesIO()
     np.save(losses, checkpoint.losses, allow_pickle=False)
     lines = "".join(json.dumps(entry) + "\n" for entry in checkpoint.metrics)
@@ -87,7 +87,7 @@ def is_own(path: Path, resume: Path | None) -> bool:
 
 @contextmanager
 def open_folder(path: Path, resume: Path | None) -> Iterator[RunFolder]:
-    """Hold a folder for a run; it may hold nothing, or the very checkpoint the run goes on from.
+    """Lock a folder for a run. It must be free of runs, except for the one that this run goes on from.
 
     Raises:
         UserError: it cannot be written, another process is running in it, or it holds a run already.

@@ -149,5 +149,5 @@ def check_reachable(url: str) -> None:
     try:
         with urlopen(Request(url, method="HEAD"), timeout=10):
             pass
-    except HTTPException as error:  # no answer of HTTP, which urllib lets through as it is
+    except HTTPException as error:  # the answer is not HTTP; urllib does not turn this into an OSError
         raise OSError(f"{url}: {reason(error)}") from error

@@ -21,7 +21,7 @@ class DataOptions:
     """Where the images come from."""
 
     dataset: Dataset = "auto"
-    """auto: MNIST if it can be had, else scikit-learn's digits."""
+    """auto: MNIST if it is available, else scikit-learn's digits."""
     data_dir: Annotated[Path | None, optional("DIR")] = None
     """Folder with the four original MNIST files (or set MNIST_DIR)."""
 

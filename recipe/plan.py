@@ -1,4 +1,4 @@
-"""What each training step is given, as arrays whose first axis is the step."""
+"""The input of the training steps: arrays whose first axis is the step."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 
 
 def steps_per_epoch(recipe: Recipe, images: int) -> int:
-    """Full batches in one epoch; what is left over is dropped, since it would change the statistics."""
+    """Full batches in one epoch. The images left over are dropped: a small batch changes the statistics."""
     return images // recipe.batch
 
 

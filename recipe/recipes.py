@@ -9,7 +9,7 @@ from recipe.errors import UserError
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a run apart from network, data, seed and precision."""
+    """All settings of a run except network, data, seed and precision."""
 
     name: str
     epochs: int
@@ -20,11 +20,11 @@ class Recipe:
     nesterov: bool = False
     weight_decay: float = 0.0  # on convolution kernels only
     dropout: float = 0.0
-    rotation: float = 0.0  # augmentation, each drawn uniformly from plus or minus this: degrees
+    rotation: float = 0.0  # augmentation, each drawn uniformly between minus and plus this: degrees
     shift: float = 0.0  # pixels
     scale: float = 0.0  # fraction
     shear: float = 0.0  # degrees
-    ema_decay: float | None = None  # of the weight average, which then is the model
+    ema_decay: float | None = None  # of the weight average; if there is one, it is the model
     label_smoothing: float = 0.0
 
     @property
@@ -63,7 +63,7 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
 
 RECIPES = ("tuned", "reference")
 
-# --precision: the types of weights, statistics, optimizer and loss, and of what lies between the layers.
+# For each --precision: the type of weights, statistics, optimizer and loss, and the type of the activations.
 PRECISIONS = {
     "float32": ("float32", "float32"),
     "float64": ("float64", "float64"),

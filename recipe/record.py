@@ -35,6 +35,15 @@ class PublishOptions:
     publish: bool = False
     """Add the measurements to results/, from which the pages are made."""
 
+    def check_publishable(self, dataset: str) -> None:
+        """Refuse to publish measurements on other images than MNIST.
+
+        Raises:
+            UserError: ``publish`` is set and the dataset is not MNIST.
+        """
+        if self.publish and dataset != "mnist":
+            raise UserError("--publish needs MNIST; results/ has only measurements on MNIST")
+
 
 def add_rows(name: str, rows: Iterable[Row], packages: Iterable[str], publish: bool) -> Path:
     """Append measurements to a file of the record and return its path.
@@ -131,11 +140,16 @@ def describe_machine() -> Row:
     """Processor, cores this process may use, instruction set, GPU and system."""
     return {
         "processor": processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": count_cores(),
         "instructions": _instructions(),
         "gpu": _gpu(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def count_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_name() -> str:
@@ -144,7 +158,7 @@ def processor_name() -> str:
 
 
 def _instructions() -> str:
-    """The widest instruction set that decides how fast a convolution is."""
+    """The widest vector or matrix instructions: the speed of a convolution depends on them."""
     flags = (_cpuinfo("flags") or "").split()
     known = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}
     return next((name for flag, name in known.items() if flag in flags), "")
@@ -171,12 +185,12 @@ def _gpu() -> str | None:
 def _machine_key(path: Path) -> str:
     """The key of this machine in a `machines.json`, which gets a new entry for a new machine."""
     machines: dict[str, Row] = json.loads(path.read_text()) if path.exists() else {}
-    ours = describe_machine()
+    current = describe_machine()
     for key, machine in machines.items():
-        if machine == ours:
+        if machine == current:
             return key
-    words = [word for word in ours["processor"].replace("(R)", " ").split() if word.isalpha()]
-    stem = "-".join([*words[-1:], *ours["instructions"].split(), str(ours["cores"])]).lower()
+    words = [word for word in current["processor"].replace("(R)", " ").split() if word.isalpha()]
+    stem = "-".join([*words[-1:], *current["instructions"].split(), str(current["cores"])]).lower()
     key = next(name for n in range(1, 100) if (name := f"{stem}-{n}" if n > 1 else stem) not in machines)
-    write_atomically(path, (json.dumps(machines | {key: ours}, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(machines | {key: current}, indent=1) + "\n").encode())
     return key

@@ -24,7 +24,7 @@ class Screen:
     """Standard output for as long as there is one: a run must not end because its terminal did.
 
     Where writing fails (terminal or pipe closed, disk full), one line on stderr says so and the rest is
-    dropped. What the output's encoding lacks is escaped.
+    dropped. Characters that its encoding does not have are escaped.
     """
 
     @property

@@ -60,7 +60,7 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True)
 class Framework:
-    """What a training program consists of."""
+    """What a training program needs from a framework."""
 
     name: str
     packages: tuple[str, ...]  # the config records their versions

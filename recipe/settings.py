@@ -1,4 +1,4 @@
-"""What decides a run's numbers: from the command line or, if a run goes on, from its checkpoint."""
+"""The settings that decide a run's numbers, from the command line or, to resume, from a checkpoint."""
 
 import reprlib
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +24,7 @@ class Settings:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings for ``config.json``, but for the data."""
+        """The settings for ``config.json``, except the data."""
         return {
             "network": self.network.name,
             "recipe": asdict(self.recipe),
@@ -60,7 +60,7 @@ def settings_of_checkpoint(checkpoint: Checkpoint, name: str) -> Settings:
         name: of its file, for messages.
 
     Raises:
-        UserError: a setting is missing or is none that this version has.
+        UserError: a setting is missing, or this version does not have it.
     """
     checkpoint.check_config("recipe.name", "seed", "precision", "split", "data.name", "data.fingerprint")
     config = checkpoint.config

@@ -25,7 +25,7 @@ def exit_code(interruption: KeyboardInterrupt) -> int:
 def raise_on_signal() -> Iterator[None]:
     """Within it, both signals raise `Signalled` in the main thread.
 
-    One that is ignored stays so: ``nohup`` has SIGHUP ignored, because the program is meant to go on.
+    A signal that is ignored stays ignored: ``nohup`` ignores SIGHUP so that the program goes on.
     """
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]

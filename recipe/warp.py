@@ -11,7 +11,7 @@ Array = Any  # of NumPy, PyTorch or JAX
 
 SIDE = 28
 _LEFT, _RIGHT = 1, 2  # zero pixels around an image, so that every bilinear neighbour exists
-UNIT = 255 * 2**16  # `warp` gives white as this
+UNIT = 255 * 2**16  # the value of a white pixel in the result of `warp`
 
 
 def pad(images: np.ndarray) -> np.ndarray:
@@ -28,7 +28,7 @@ def warp(padded: Array, affine: Array, index: Array, row: Array, column: Array) 
     """Bilinear affine warp; what lies outside an image is black.
 
     Args:
-        padded: images from `pad`, any integer type that is at least 32 bits wide once indexed.
+        padded: images from `pad`, of an integer type whose product with an int32 is at least int32.
         affine: int32 (N, 6) in units of 2**-16, see `recipe.chance.epoch_affine`.
         index: int32 (N, 1, 1), position of each source image in ``padded``.
         row: int32 (28, 1), the target rows 0..27.

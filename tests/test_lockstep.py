@@ -10,7 +10,7 @@ import torch_impl.train
 from lockstep import figure, runs
 from lockstep.__main__ import LockstepOptions, main
 from lockstep.runs import Comparison, run_lockstep, summarise
-from recipe import record
+from recipe import data, record
 from recipe.errors import UserError
 from recipe.networks import get_network
 from recipe.recipes import get_recipe
@@ -58,6 +58,8 @@ def test_it_leaves_a_row_its_series_and_a_picture(folder, capsys):
 def test_a_published_row_goes_to_results_and_keeps_the_others(folder, tmp_path, monkeypatch, fakes):
     results = tmp_path / "results"
     monkeypatch.setattr(record, "RESULTS", results)
+    blanks = dataclasses.replace(fake.load_blanks(), name="mnist")
+    monkeypatch.setattr(data, "load", lambda *_: data.Loaded(blanks, None))
     for steps in ("all", 3, 3):
         main(dataclasses.replace(SMALL, steps=steps, publish=True, noise_floor=False, everything=True))
     names = [f"net9954-reference-everything-float64-{steps}" for steps in (209, 3, 3)]
@@ -88,6 +90,7 @@ def test_float32_parts_but_no_further_than_a_framework_from_itself(digits):
         ({"steps": 0}, "--steps 0 is out of range; give 1 to 209"),
         ({"steps": 10**6}, "--steps"),
         ({"seed": -1}, "--seed"),
+        ({"publish": True}, "--publish needs MNIST"),
     ],
 )
 def test_mistakes_are_named_before_any_step(changes, words, folder, fakes):

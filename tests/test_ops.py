@@ -70,10 +70,10 @@ def test_batch_norm(offset, rng):
     x = rng.normal(size=(6, 5, 5, 8)) + offset
     weight, bias = rng.normal(size=8), rng.normal(size=8)
     (ours, mean, variance), pull = jax.vjp(
-        lambda *given: ops.batch_norm(*given, 1e-5), *map(jnp.asarray, (x, weight, bias))
+        lambda *inputs: ops.batch_norm(*inputs, 1e-5), *map(jnp.asarray, (x, weight, bias))
     )
-    given = [to_torch(x), torch.from_numpy(weight).requires_grad_(), torch.from_numpy(bias).requires_grad_()]
-    theirs = functional.batch_norm(given[0], None, None, given[1], given[2], training=True, eps=1e-5)
+    inputs = [to_torch(x), torch.from_numpy(weight).requires_grad_(), torch.from_numpy(bias).requires_grad_()]
+    theirs = functional.batch_norm(inputs[0], None, None, inputs[1], inputs[2], training=True, eps=1e-5)
     bound = 1 if offset == 0 else 1e4  # the input itself has four digits fewer after the point
     np.testing.assert_allclose(ours, from_torch(theirs), rtol=0, atol=BOUND * bound * 10)
     np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=BOUND)
@@ -81,11 +81,11 @@ def test_batch_norm(offset, rng):
     upstream = rng.normal(size=ours.shape)
     theirs.backward(to_torch(upstream).detach())
     zero = jnp.zeros_like(mean)
-    for found, expected in zip(
+    for gradient, expected in zip(
         pull((jnp.asarray(upstream), zero, zero)),
-        (from_torch(given[0].grad), given[1].grad.numpy(), given[2].grad.numpy()),
+        (from_torch(inputs[0].grad), inputs[1].grad.numpy(), inputs[2].grad.numpy()),
         strict=True,
     ):
         np.testing.assert_allclose(
-            found, expected, rtol=0, atol=1e-11 * bound * max(1, np.abs(expected).max())
+            gradient, expected, rtol=0, atol=1e-11 * bound * max(1, np.abs(expected).max())
         )

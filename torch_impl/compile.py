@@ -1,4 +1,4 @@
-"""Faster steps on machines that have a compiler or a GPU; elsewhere the plain step, with a notice."""
+"""Make steps faster where there is a compiler or a GPU; elsewhere take the plain step, with a notice."""
 
 import ctypes
 import os
@@ -33,7 +33,7 @@ def keep_freed_memory() -> None:
 
 
 def share_cores() -> None:
-    """Use only the cores that no other program is using, unless OMP_NUM_THREADS says how many to use.
+    """Use only the cores that no other program is using, unless OMP_NUM_THREADS gives the number of threads.
 
     OpenMP's threads wait for each other in loops. If another program keeps one of them from its core, the
     others wait at every parallel loop, and a step takes twenty times as long.
@@ -49,12 +49,12 @@ def share_cores() -> None:
         torch.set_num_threads(threads)
         report.show_notice(
             f"other programs use {busy} of {len(cores)} cores, so PyTorch takes "
-            f"{report.count(threads, 'thread')}; OMP_NUM_THREADS=N insists on another number"
+            f"{report.count(threads, 'thread')}; set OMP_NUM_THREADS to choose the number yourself"
         )
 
 
 def _busy_seconds(cores: Collection[int]) -> float:
-    """Processor time that all programs have had on these cores; 0 where the system does not say."""
+    """Processor time that all programs have used on these cores; 0 where the system does not tell."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:
@@ -94,8 +94,8 @@ def compile_if_possible(function: Callable[..., Any]) -> Callable[..., Any]:
 class StepLoop:
     """Takes the steps of a plan one after the other; on a GPU as a CUDA graph.
 
-    A step of these networks is a hundred and more kernels, and each is done in less time than its launch
-    takes; a graph launches all of them as one. A graph reads and writes the memory that it was recorded with.
+    A step of these networks runs more than a hundred kernels, and each takes less time than its launch. A
+    graph launches all of them at once. A graph reads and writes the memory that it was recorded with.
     So the plan lies in the same buffers in every epoch, and the number of the next step is on the device too.
 
     Args:

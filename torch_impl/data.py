@@ -13,7 +13,7 @@ URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"  # torchvision's first mi
 
 
 def read_mnist(originals: Path | None) -> Dataset:
-    """Decode MNIST, from a folder of the original files (see `recipe.data.read_originals`) or the network.
+    """Decode MNIST, from a folder of the original files (see `recipe.mnist.read_originals`) or the network.
 
     Raises:
         UserError: a fault of the folder.

@@ -121,12 +121,12 @@ def select_device(name: str) -> torch.device:
 
 
 def configure(precision: str) -> None:
-    """Set PyTorch up, for the whole process; the same for every precision."""
+    """Set up PyTorch for the whole process; the precision changes nothing."""
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cudnn.rnn.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cuda.matmul.fp32_precision = "ieee"  # not TF32, which has ten bits
     torch.backends.cudnn.deterministic = True
-    # Masks are computed again in the backward pass: compiled code for CPUs stores booleans one by one.
+    # Compute masks again in the backward pass, because compiled code for CPUs stores booleans one by one.
     partitioner.ban_recompute_used_far_apart = False
     partitioner.ban_recompute_long_fusible_chains = False
     keep_freed_memory()
@@ -158,7 +158,7 @@ class Trainer:
             training_loss, self.model, recipe, self.compute_dtype, self.train_images, self.train_labels
         )
         update_fn = partial(update_parameters, self.optimizer, self.model, self.ema)
-        if on_gpu:  # uncompiled, the optimizer would wait for the GPU to read its learning rate
+        if on_gpu:  # without this, the optimizer waits for the GPU to read its learning rate
             update_fn = compile_if_possible(update_fn)
         step_fn = partial(train_step, self.optimizer, compile_if_possible(loss_fn), update_fn)
         steps = steps_per_epoch(recipe, len(split.train_images))

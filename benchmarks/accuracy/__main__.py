@@ -2,7 +2,7 @@
 
 import textwrap
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -14,8 +14,7 @@ from recipe.errors import UserError
 from recipe.networks import NETWORKS, get_network
 from recipe.options import MAX_EPOCHS, DataOptions, DeviceOptions
 from recipe.recipes import RECIPES, get_recipe
-
-Row = dict[str, Any]
+from recipe.record import Row
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,7 @@ def main(options: AccuracyOptions) -> None:
     loaded = data.load(options.dataset, options.data_dir, frameworks[0].read_mnist)
     if loaded.note:
         report.show_notice(loaded.note)
-    if options.publish and loaded.dataset.name != "mnist":
-        raise UserError("--publish needs MNIST: results/ holds nothing that was measured on the digits")
+    options.check_publishable(loaded.dataset.name)
     what = {
         "network": network.name,
         "parameters": network.parameter_count,

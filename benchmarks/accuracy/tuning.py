@@ -113,8 +113,7 @@ def main(options: TuningOptions) -> None:
     loaded = data.load(options.dataset, options.data_dir, framework.read_mnist)
     if loaded.note:
         report.show_notice(loaded.note)
-    if options.publish and loaded.dataset.name != "mnist":
-        raise UserError("--publish needs MNIST: results/ holds nothing that was measured on the digits")
+    options.check_publishable(loaded.dataset.name)
     trial = {
         "network": network.name,
         "parameters": network.parameter_count,

@@ -1,7 +1,6 @@
 """Time an exported file against the frameworks: ``python -m benchmarks.inference --help``."""
 
 import importlib.util
-import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from recipe import report
 from recipe.checkpoint import FILE_NAME, find_checkpoint, load_checkpoint
 from recipe.cli import check_range, optional, run_command
 from recipe.errors import UserError
-from recipe.record import PublishOptions, Row, add_rows
+from recipe.record import PublishOptions, Row, add_rows, count_cores
 
 PACKAGES = ("onnxruntime", "onnx", "torch", "onnxscript", "jax", "flax", "openvino", "numpy")
 TORCH_EXPORT = "torch.onnx.export"
@@ -64,11 +63,10 @@ class InferenceOptions(PublishOptions):
         Raises:
             UserError: naming the first faulty option.
         """
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         for batch in self.batches:
             check_range("--batches", batch, 1, 65_536)
         for threads in self.threads:
-            check_range("--threads", threads, 1, cores)
+            check_range("--threads", threads, 1, count_cores())
         check_range("--rounds", self.rounds, 1, 1000)
         if not 0 < self.seconds <= 3600:
             raise UserError(f"--seconds {self.seconds} is out of range; give more than 0 and up to 3600")
@@ -162,8 +160,7 @@ def main(options: InferenceOptions) -> None:
     checkpoint = find_run(options.checkpoint, model, get_metadata(read_model(model)[1]).get("weights_sha256"))
     run = load_checkpoint(checkpoint)
     images = load_images(run, options.data_dir)
-    if options.publish and images.name != "mnist":
-        raise UserError("--publish needs MNIST; results/ has no measurements on other images")
+    options.check_publishable(images.name)
     if images.note:
         report.show_notice(images.note)
     with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
@@ -179,7 +176,7 @@ def show(model: Path, settings: Settings, rows: list[Row]) -> None:
     show_table(f"{model.name}: start, memory, classes", STARTS, list(reversed(first_cells.values())))
     for threads in settings.threads:
         cells = sorted((row for row in rows if row["threads"] == threads), key=lambda row: row["batch"])
-        show_table(f"{model.name}: latency, {threads} thread{'s'[: threads - 1]}", LATENCIES, cells)
+        show_table(f"{model.name}: latency, {report.count(threads, 'thread')}", LATENCIES, cells)
         limit = cells[0]["limit_us"] / cells[0]["batch"]
         report.show_line(f"limit: {limit:.2f} us an image, its convolutions at the speed of a matrix product")
     if not all(row["settled"] for row in rows):

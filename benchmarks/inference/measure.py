@@ -71,7 +71,7 @@ def measure(
                         "matrix product", MatrixProduct, "cpu", environment=environment, cores=threads
                     ) as worker:
                         flops[threads].append(worker.call("measure"))
-                label = f"{each.contender.label}, {threads} thread{'s'[: threads - 1]}"
+                label = f"{each.contender.label}, {report.count(threads, 'thread')}"
                 progress.update(task, advance=1, description=label)
                 if each.failure is None:
                     try:

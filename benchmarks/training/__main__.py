@@ -87,8 +87,7 @@ def main(options: TrainingOptions) -> None:
 
     loaded = data.load(options.dataset, options.data_dir, read_mnist)
     split = data.split(loaded.dataset, "test")
-    if options.publish and loaded.dataset.name != "mnist":
-        raise UserError("--publish needs MNIST; results/ has no measurements on the digits")
+    options.check_publishable(loaded.dataset.name)
     if loaded.note:
         report.show_notice(loaded.note)
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1":

@@ -47,7 +47,8 @@ def describe(contender: Contender, measure: str) -> Row:
 def step_flops(contender: Contender) -> int:
     """Floating-point operations of the convolutions in one training step.
 
-    Each convolution's two gradients take as many as the convolution itself; the first needs only one.
+    Each convolution's two gradients take as many as the convolution itself; the first convolution needs only
+    the gradient of its weights.
     """
     forward = convolution_flops(get_network(contender.network))
     return contender.recipe.batch * (3 * sum(forward) - forward[0])
