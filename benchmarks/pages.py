@@ -27,6 +27,8 @@ PACKAGES = ("torch", "jax", "flax", "onnx", "onnxruntime", "openvino")  # a capt
 
 ACCURACY = "python -m benchmarks.accuracy --network NETWORK"
 TUNING = "python -m benchmarks.accuracy.tuning --network NETWORK --changes CHANGES"
+TRAINING = "python -m benchmarks.training"
+INFERENCE = "python -m benchmarks.inference --model FILE.onnx --also FILE-int8.onnx"
 TRIAL_HEADER = "network | changes | parameters | seeds | loss | accuracy | tta | training loss"
 TRIAL_LINE = (
     "`{network}` | {changes} | {parameters:,} | {seeds} | {val_loss:.4f} | {final:.2f} | {tta:.2f} "
@@ -41,7 +43,7 @@ class Table(NamedTuple):
     rows: Callable[[], list[Row]]
     header: str
     line: str
-    command: str | None = None  # measures it again; by default the caption shows the commands of the rows
+    command: str = ""  # measures it again
 
 
 PAGES = {
@@ -59,7 +61,6 @@ PAGES = {
             rows.claims,
             "claim | measured | try it | more",
             "**{claim}** | {fact} | `python -m {again}` | [{page}](docs/{page}.md)",
-            command="",  # each line has its own
         ),
     ],
     "docs/accuracy.md": [
@@ -108,24 +109,29 @@ PAGES = {
             "| times the limit | epoch, s | compilation, s",
             "`{network}` | {label} | {step_ms:.2f} | {step_ms_low:.2f} to {step_ms_high:.2f} | {gain} "
             "| {limit_ms:.2f} | {times_limit:.1f} | {epoch_s:.2f} | {compile_s:.0f}",
+            TRAINING,
         ),
         Table(
             "batches",
             partial(rows.training, "batch", measure="batches", network="net10040"),
             " | batch | us an image | MiB before training | peak MiB",
             "{label} | {batch:,} | {us_per_image:.1f} | {start_mib:,.0f} | {peak_mib:,.0f}",
+            f"{TRAINING} --network net10040 --contenders torch jax --batches 64 128 512 2048",
         ),
         Table(
             "profile",
             partial(rows.training, "operation", measure="profile", network="net10040"),
             " | operation | ms a step | share",
             "{label} | {part} | {step_ms:.2f} | {share:.0%}",
+            f"{TRAINING} --network net10040 --contenders torch jax --profile",
         ),
         Table(
             "precision",
             partial(rows.training, "precision", measure="steps", recipe="tuned", network="net10040"),
             " | precision | ms a step | accuracy after one epoch",
             "{label} | {precision} | {step_ms:.2f} | {epoch_accuracy:.2%}",
+            f"{TRAINING} --network net10040 --recipe tuned --contenders torch jax "
+            "--precision float32 bfloat16",
         ),
     ],
     "docs/inference.md": [
@@ -134,6 +140,7 @@ PAGES = {
             rows.latencies,
             "network | runtime | batch 1, us (ratio) | batch 64, us (ratio) | batch 1,024, us (ratio)",
             "`{network}` | {engine} | {batch_1} | {batch_64} | {batch_1024}",
+            INFERENCE,
         ),
         Table(
             "files",
@@ -141,6 +148,7 @@ PAGES = {
             "network | runtime | file, bytes | nodes | accuracy | largest difference | same class",
             "`{network}` | {engine} | {bytes:,} | {nodes} | {accuracy:.2%} | {largest_difference:.1e} "
             "| {same_class:,} of {images:,}",
+            INFERENCE,
         ),
     ],
     "docs/reliability.md": [
@@ -149,6 +157,7 @@ PAGES = {
             partial(rows.newest, "reliability", "framework", "moment", test="kills"),
             "framework | killed | kills | same bits after resuming | files damaged | epochs saved: 0, 1, 2",
             "{label} | {moment} | {kills:,} | {identical:,} | {damaged} | {kept_0}, {kept_1}, {kept_2}",
+            "python -m pytest -m slow tests/test_kills.py",
         ),
         Table(
             "fuzz",
@@ -156,6 +165,7 @@ PAGES = {
             "reader | reads | inputs | accepted | refused | slowest, s | memory, MiB",
             "{reader} | {content} | {inputs:,} | {accepted:,} | {refused:,} | {slowest_s:.2f} "
             "| {memory_mib:.0f}",
+            "python -m pytest -m slow tests/fuzz",
         ),
         Table(
             "determinism",
@@ -163,6 +173,7 @@ PAGES = {
             "framework | run | same bits on one core | on two | on one and on two | largest loss difference",
             "{label} | `{network}`, {precision}, {steps} steps | {one} | {two} | {both} "
             "| {loss_difference:.1g}",
+            "python -m pytest -m slow tests/test_determinism.py",
         ),
     ],
 }
@@ -202,8 +213,8 @@ def make_table(table: Table) -> str:
     return f"{markdown}\n\n{describe_origin(measured, table.command)}"
 
 
-def describe_origin(measured: Sequence[Row], command: str | None) -> str:
-    """Where, when and by which commands some rows were measured, in a sentence."""
+def describe_origin(measured: Sequence[Row], command: str) -> str:
+    """Where and when some rows were measured, and the command that measures them again."""
     measurements = [each for row in measured for each in row.get("rows", [row])]
     places = []
     for group in rows.grouped(measurements, "machine"):
@@ -211,9 +222,8 @@ def describe_origin(measured: Sequence[Row], command: str | None) -> str:
         versions = dict.fromkeys(f"{name} {version}" for name, version in pairs if version)
         details = [*versions, *sorted({row["date"] for row in group})]
         places.append(f"{describe_machine(group[0]['machine'])} ({', '.join(details)})")
-    commands = dict.fromkeys(row["command"].replace(" --publish", "") for row in measurements)
-    shown = ", ".join(f"`{each}`" for each in (commands if command is None else [command] if command else []))
-    return f"Measured{' by ' * bool(shown)}{shown} on {' and on '.join(places)}."
+    again = f" Again: `{command}`." if command else ""
+    return f"Measured on {' and on '.join(places)}.{again}"
 
 
 def describe_machine(key: str) -> str:

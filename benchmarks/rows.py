@@ -128,13 +128,14 @@ def latencies() -> list[Row]:
             for row in group
         }
         rows.append(group[0] | cells | {"rows": group})
-    return rows
+    return sorted(rows, key=lambda row: row["network"])
 
 
 def files() -> list[Row]:
     """The ONNX files, as ONNX Runtime reads them one image at a time."""
     rows = newest("inference", "network", "engine", threads=1, batch=1)
-    return [row for row in rows if row["engine"].startswith(("onnxruntime", "torch.onnx.export"))]
+    rows = [row for row in rows if row["engine"].startswith(("onnxruntime", "torch.onnx.export"))]
+    return sorted(rows, key=lambda row: row["network"])
 
 
 def determinism() -> list[Row]:

@@ -44,11 +44,13 @@ def test_a_table_needs_a_measurement():
 
 def test_a_table_says_where_its_numbers_come_from():
     rows = [ROW, {**ROW, "n": None}, {**ROW, "n": -1, "machine": "epyc-avx-512-2"}]
-    assert make_table(Table("t", lambda: rows, "name | count | none", "`{name}` | {n:.1f} | {m:,}")) == (
+    assert make_table(
+        Table("t", lambda: rows, "name | count | none", "`{name}` | {n:.1f} | {m:,}", "python -m x")
+    ) == (
         "| name | count | none |\n| --- | ---: | ---: |\n"
         "| `a` | 3.0 |  |\n| `a` |  |  |\n| `a` | -1.0 |  |\n\n"
-        "Measured by `python -m x` on Intel Xeon with AMX, 1 core (torch 2, 2026-01-02) "
-        "and on AMD EPYC with AVX-512, 2 cores (torch 2, 2026-01-02)."
+        "Measured on Intel Xeon with AMX, 1 core (torch 2, 2026-01-02) "
+        "and on AMD EPYC with AVX-512, 2 cores (torch 2, 2026-01-02). Again: `python -m x`."
     )
 
 

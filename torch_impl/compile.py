@@ -1,6 +1,7 @@
 """Make steps faster where there is a compiler or a GPU; elsewhere take the plain step, with a notice."""
 
 import ctypes
+import functools
 import os
 import time
 from collections.abc import Callable, Collection
@@ -32,6 +33,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+@functools.cache  # once in a process: a run that has begun keeps its number of threads, and so its bits
 def share_cores() -> None:
     """Use only the cores that no other program is using, unless OMP_NUM_THREADS gives the number of threads.
 
