@@ -102,4 +102,5 @@ def draw(row: dict[str, Any], series: Series) -> bytes:
         xlabel="step", ylabel=f"|loss difference|, {f'largest of {width}' if width > 1 else 'each step'}"
     )
     below.legend(loc="upper right", ncols=2, fontsize="small")
+    below.xaxis.get_major_locator().set_params(integer=True)
     return figures.encode_png(figure)

@@ -1,6 +1,7 @@
 """What every command line of the project shares: parsing, one-line errors and exit codes."""
 
 import io
+import itertools
 import re
 import sys
 from collections.abc import Callable
@@ -48,6 +49,9 @@ def run_command(options_type: type[OptionsT], main: Callable[[OptionsT], None], 
 
 def _parse(options_type: type[OptionsT], program: str) -> OptionsT:
     """The options on the command line; tyro's own errors, boxes of several lines, become a `UserError`."""
+    for before, word in itertools.pairwise(sys.argv):
+        if not word or re.fullmatch(r"--[\w-]+=", word):  # as of an unset variable; it would mean this folder
+            raise UserError(f"{word.rstrip('=') or before} has an empty value; see {program} --help")
     errors = io.StringIO()
     try:
         with redirect_stderr(errors):
@@ -73,6 +77,8 @@ def _unbox(text: str) -> str:
     lines = [line.strip("│| ") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[1:]]
     below_title = list(dropwhile(_is_rule, lines))
     message = " ".join(takewhile(lambda line: not _is_rule(line), below_title)).rstrip(".")
+    if message.startswith("Missing from"):  # with the help texts of the options
+        return "missing: " + " and ".join(re.findall(r"--[\w-]+ [A-Z]+(?= )", message))
     message = re.sub(r"one of \((.*)\)", _list_choices, message.replace("{None}|", ""))
     similar = re.findall(
         r"(?:Perhaps you meant|Arguments similar to \S+): +(--[\w-]+)", " ".join(below_title)

@@ -44,8 +44,9 @@ def draw_curves(checkpoint: Checkpoint) -> bytes:
         right.plot([entry["epoch"] for entry in metrics], accuracies, "o-", ms=3, color=colour, label=label)
     if config["data"]["name"] == "mnist":
         right.axhline(GOAL, color="grey", lw=0.8, ls="--", label=f"goal: {GOAL} %")
-    lowest = min((100 * entry["val_accuracy"] for entry in metrics), default=0.0)
-    right.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(lowest - 1, 100.0))
+    shown = [entry["val_accuracy"] for entry in metrics]
+    shown += [entry["train_accuracy"] for entry in metrics[1:]]  # the first epoch's would flatten the rest
+    right.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(100 * min(shown, default=0.0) - 1, 100.0))
     right.xaxis.get_major_locator().set_params(integer=True)
     left.legend(loc="upper right")
     right.legend(loc="lower right")

@@ -13,12 +13,13 @@ from filelock import FileLock, Timeout
 
 from recipe import checkpoint as checkpoints
 from recipe.checkpoint import Checkpoint
-from recipe.errors import UserError
+from recipe.errors import UserError, one_line
 from recipe.figures import draw_curves
 from recipe.files import read_at_most, remove_leftovers, write_atomically
 
-CURVES = "curves.png"
-FILES = (checkpoints.FILE_NAME, "config.json", "losses.npy", "metrics.jsonl", CURVES)
+CURVES, CONFIG = "curves.png", "config.json"
+MAX_CONFIG_BYTES = 2**20
+FILES = (checkpoints.FILE_NAME, CONFIG, "losses.npy", "metrics.jsonl", CURVES)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class RunFolder:
 
     def save_config(self, config: dict[str, Any]) -> None:
         """Write ``config.json``."""
-        write_atomically(self.path / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+        write_atomically(self.path / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
     def save_curves(self, checkpoint: Checkpoint) -> None:
         """Draw ``curves.png``."""
@@ -104,7 +105,8 @@ def open_folder(path: Path, resume: Path | None) -> Iterator[RunFolder]:
         folder = RunFolder(path)
         if folder.checkpoint.exists() and not is_own(path, resume):
             raise UserError(
-                f"{path} already holds a run; choose another --out, or go on with --resume {path}"
+                f"{path} already holds a run{_dataset(path)}; choose another --out, "
+                f"or go on with --resume {path}"
             )
         try:
             for name in FILES:
@@ -112,6 +114,14 @@ def open_folder(path: Path, resume: Path | None) -> Iterator[RunFolder]:
         except OSError as error:
             raise _unusable(path, error) from None
         yield folder
+
+
+def _dataset(path: Path) -> str:
+    """What the run in a folder was trained on, in words; nothing if its config does not tell."""
+    try:
+        return f" on {one_line(str(json.loads(read_at_most(path / CONFIG, MAX_CONFIG_BYTES))['data']['name']))[:20]}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _unusable(path: Path, error: OSError) -> UserError:

@@ -16,7 +16,7 @@ from recipe import data, record, report
 from recipe.checkpoint import Checkpoint, Tensors, initial_tensors, load_checkpoint
 from recipe.data import Split
 from recipe.errors import UserError
-from recipe.folder import RunFolder, open_folder
+from recipe.folder import RunFolder, is_own, open_folder
 from recipe.networks import Network
 from recipe.options import TrainOptions
 from recipe.plan import Plan, make_plans, steps_per_epoch
@@ -168,11 +168,14 @@ def _check_start(start: Checkpoint, name: str, loaded: data.Loaded) -> None:
 
 def _finish(run: Run, state: Checkpoint) -> None:
     """Show the summary of a run that is finished; complete the files that a kill kept it from writing."""
-    if run.resume and run.resume.parent.resolve() == run.out.resolve():
+    done = f"{run.resume} is finished: step {state.step} is its last; nothing was trained"
+    if is_own(run.out, run.resume):
         with open_folder(run.out, run.resume) as folder:
             if folder.complete(state):
                 report.show_notice(f"the run had reached its last step; completed the files in {run.out}")
-    report.show_notice(f"{run.resume} is finished: step {state.step} is its last; nothing was trained")
+    else:
+        done += f", and {run.out} was not made"
+    report.show_notice(done)
     _show_summary(run, state, 0.0)
 
 
@@ -243,7 +246,9 @@ def _show_start(run: Run, framework: Framework, trainer: Trainer) -> None:
         f"of {report.count(recipe.batch, 'image')} -> {run.out}"
     )
     if run.start:
-        report.show_line(f"going on after step {run.start.step}")
+        report.show_line(f"going on after step {run.start.step:,}")
+    if run.last < run.steps_per_epoch * recipe.epochs:
+        report.show_line(f"stopping after step {run.last:,}")
     report.show_line("compiling the network, which takes up to a minute")
     report.show_line(report.EPOCH_HEADER)
 
@@ -264,7 +269,9 @@ def _report_interruption(folder: RunFolder) -> Iterator[None]:
             raise
         state = load_checkpoint(folder.checkpoint)  # a save may have been under way
         folder.complete(state)
-        report.show_notice(f"interrupted; kept: {folder.checkpoint} at step {state.step}")
+        report.show_notice(
+            f"interrupted; kept: {folder.checkpoint} at step {state.step}; go on with --resume {folder.path}"
+        )
         raise
 
 

@@ -69,6 +69,21 @@ def test_a_mistake_is_explained_as_tyro_does_without_its_box(
     assert printed.out == ""
 
 
+@pytest.mark.parametrize("arguments", [["--epochs", "1", "--out", ""], ["--out=", "--epochs", "1"]])
+def test_an_empty_value_does_not_mean_the_current_folder(arguments, monkeypatch, capsys):
+    assert parse(monkeypatch, *arguments) == 2
+    assert capsys.readouterr().err == f"error: --out has an empty value; see {PROGRAM} --help\n"
+
+
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_options_that_are_missing_are_named(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    options_type = import_module("export.__main__").ExportOptions
+    assert parse(monkeypatch, "--int8", options_type=options_type) == 2
+    expected = f"error: missing: --checkpoint RUN and --out FILE; see {PROGRAM} --help\n"
+    assert capsys.readouterr().err == expected
+
+
 def show_help(options_type: type, monkeypatch, capsys) -> str:
     """The help as it is in a terminal of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")

@@ -40,6 +40,7 @@ def test_two_runs_have_the_same_bits(framework, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.hours
 @pytest.mark.skipif(len(PROCESSORS) < 2, reason="needs two processors")
 @pytest.mark.parametrize("network", ["net9954", "net10040"])
 @pytest.mark.parametrize("framework", ["torch", "jax"])

@@ -149,7 +149,7 @@ def test_a_folder_with_a_run_is_left_alone(tmp_path):
     before = {entry.name: entry.read_bytes() for entry in path.parent.iterdir()}
     for changes in ({}, {"resume": train(tmp_path / "other", max_steps=3)}):
         with pytest.raises(
-            UserError, match=r"already holds a run; choose another --out, or go on with --resume"
+            UserError, match=r"already holds a run on digits; choose another --out, or go on with --resume"
         ):
             train(tmp_path / "run", **changes)
     assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before

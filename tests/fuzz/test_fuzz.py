@@ -34,6 +34,7 @@ def test_a_reader_accepts_or_refuses_in_one_line(name):
 
 
 @pytest.mark.slow
+@pytest.mark.hours
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_accepts_or_refuses_ten_thousand_inputs(name, request, publish):
     """In a process whose memory is limited."""
