@@ -119,7 +119,8 @@ def open_folder(path: Path, resume: Path | None) -> Iterator[RunFolder]:
 def _dataset(path: Path) -> str:
     """What the run in a folder was trained on, in words; nothing if its config does not tell."""
     try:
-        return f" on {one_line(str(json.loads(read_at_most(path / CONFIG, MAX_CONFIG_BYTES))['data']['name']))[:20]}"
+        config = json.loads(read_at_most(path / CONFIG, MAX_CONFIG_BYTES))
+        return f" on {one_line(str(config['data']['name']))[:20]}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
