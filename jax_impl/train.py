@@ -18,6 +18,7 @@ from recipe.checkpoint import Tensors
 from recipe.cli import run_command
 from recipe.data import MEAN, STD, Split, cache_folder
 from recipe.errors import UserError
+from recipe.grid import round_to_grid
 from recipe.networks import Network
 from recipe.options import TrainOptions
 from recipe.plan import Plan
@@ -85,10 +86,14 @@ class State(NamedTuple):
 def train_step(
     optimizer: optax.GradientTransformation,
     loss_fn: Callable[..., tuple[Array, tuple[nnx.State, Array]]],
+    grid: float | None,
     state: State,
     step: Plan,
 ) -> tuple[State, tuple[Array, Array]]:
-    """Take one step; returns the loss and the number of correct predictions before its update."""
+    """Take one step; returns the loss and the number of correct predictions before its update.
+
+    Rounds the new state to the grid if there is one.
+    """
     (loss, (batch_stats, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params, state.batch_stats, step
     )
@@ -97,13 +102,17 @@ def train_step(
     ema: Any = state.ema
     if ema is not None:  # ema <- decay ema + (1 - decay) model, parameters and statistics
         ema = optax.incremental_update((params, batch_stats), ema, 1 - step.ema_decay)
-    return State(params, batch_stats, opt_state, ema), (loss, correct)
+    state = State(params, batch_stats, opt_state, ema)
+    if grid is not None:
+        state = jax.tree.map(lambda leaf: round_to_grid(leaf, grid), state)
+    return state, (loss, correct)
 
 
 def train_steps(
     graph: nnx.GraphDef,
     recipe: Recipe,
     dtype: jnp.dtype,
+    grid: float | None,
     state: State,
     padded: Array,
     labels: Array,
@@ -118,7 +127,7 @@ def train_steps(
         loss, correct = training_loss(model, recipe, dtype, padded, labels, step)
         return loss, (nnx.state(model, nnx.BatchStat), correct)
 
-    return lax.scan(partial(train_step, make_optimizer(recipe), loss_fn), state, plan)
+    return lax.scan(partial(train_step, make_optimizer(recipe), loss_fn, grid), state, plan)
 
 
 def predict_batch(model: ConvNet, dtype: jnp.dtype, padded: Array) -> Array:
@@ -141,7 +150,7 @@ def select_device(name: str) -> Any:
 
 def configure(precision: str) -> None:
     """Set up JAX for the whole process, before any array is made."""
-    jax.config.update("jax_enable_x64", precision == "float64")
+    jax.config.update("jax_enable_x64", PRECISIONS[precision].dtype == "float64")
     jax.config.update("jax_default_matmul_precision", "highest")  # not TF32, which has ten bits
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -156,7 +165,8 @@ class Trainer:
         self.network, self.recipe = network, recipe
         self.device = select_device(device)
         self.device_name = self.device.device_kind if self.device.platform == "gpu" else "cpu"
-        self.dtype, self.compute_dtype = map(jnp.dtype, PRECISIONS[precision])
+        self.dtype = jnp.dtype(PRECISIONS[precision].dtype)
+        self.compute_dtype = jnp.dtype(PRECISIONS[precision].compute_dtype)
         self.train_images = jax.device_put(pad(split.train_images), self.device)
         self.train_labels = jax.device_put(split.train_labels.astype(np.int32), self.device)
         self.val_images = jax.device_put(pad(split.val_images), self.device)
@@ -168,7 +178,8 @@ class Trainer:
         averages = recipe.ema_decay is not None
         ema = (params, batch_stats) if averages else None
         self.state = State(params, batch_stats, make_optimizer(recipe).init(params), ema)
-        steps_fn = partial(train_steps, self.graph, recipe, self.compute_dtype)
+        grid = PRECISIONS[precision].grid
+        steps_fn = partial(train_steps, self.graph, recipe, self.compute_dtype, grid)
         self.steps_fn = jax.jit(steps_fn, donate_argnums=0)
         self.compiled: dict[int, Callable[..., Any]] = {}  # by the number of steps
         self.predict_fn = jax.jit(

@@ -30,7 +30,7 @@ class LockstepOptions(record.PublishOptions, DeviceOptions, DataOptions):
     """Which hyperparameters to use."""
     steps: int | Literal["all"] = 100
     """How many steps of the recipe's schedule to take; all: the whole run."""
-    precision: Literal["float64", "float32"] = "float64"
+    precision: Literal["float64", "float32", "bitwise"] = "float64"
     """Type of weights and arithmetic."""
     seed: int = 0
     """Decides initial weights, image order, augmentation and dropout."""

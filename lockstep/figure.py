@@ -9,6 +9,7 @@ import numpy as np
 from lockstep.runs import PAIRS, Comparison
 from recipe import figures
 from recipe.files import write_atomically
+from recipe.recipes import PRECISIONS
 
 BINS = 200  # of a long run; a shorter one shows every step
 SERIES_FILE = "lockstep.npz"  # holds the series of every run, each array as RUN/NAME
@@ -79,7 +80,7 @@ def draw(row: dict[str, Any], series: Series) -> bytes:
     above.set_title(f"{about}, {row['steps']:,} steps", loc="left", fontsize="medium")
     above.legend(loc="upper right")
 
-    unit = float(np.finfo(row["precision"]).eps)
+    unit = float(np.finfo(PRECISIONS[row["precision"]].dtype).eps)
     below.axhline(unit, color="grey", lw=1, ls="--", label=f"rounding of {row['precision']} at 1: {unit:.1e}")
     for pair, label, color, linewidth in (
         ("torch_torch", "noise floor: PyTorch and PyTorch", PALE, 2.5),

@@ -22,6 +22,7 @@ from safetensors.numpy import load, save
 from recipe.chance import initial_weights
 from recipe.errors import UserError
 from recipe.files import read_at_most, write_atomically
+from recipe.grid import round_to_grid
 from recipe.networks import Network, get_network
 from recipe.recipes import PRECISIONS, Recipe
 
@@ -29,7 +30,7 @@ FILE_NAME = "checkpoint.safetensors"
 MAX_BYTES = 64 * 2**20  # the networks have 10,000 parameters; the losses of MAX_STEPS steps are half of it
 MAX_HEADER_BYTES = 4 * 2**20  # the metrics of MAX_EPOCHS epochs need less
 METRICS = frozenset(
-    ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
+    ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "digest")
 )
 
 Tensors = dict[str, np.ndarray]
@@ -90,15 +91,22 @@ def tensor_shapes(network: Network, averaged: bool) -> dict[str, tuple[int, ...]
 
 
 def initial_tensors(network: Network, recipe: Recipe, seed: int, precision: str) -> Tensors:
-    """The state before the first step, in the type of the precision's weights."""
-    dtype, _ = PRECISIONS[precision]
+    """The state before the first step, in the type of the precision's weights and on its grid."""
+    dtype, grid = PRECISIONS[precision].dtype, PRECISIONS[precision].grid
     weights = initial_weights(network, seed)
     shapes = tensor_shapes(network, averaged=recipe.ema_decay is not None)
     start = {
         name: np.zeros(shape) if name.startswith("momentum/") else weights[name.removeprefix("average/")]
         for name, shape in shapes.items()
     }
+    if grid is not None:
+        start = {name: round_to_grid(tensor, grid) for name, tensor in start.items()}
     return {name: tensor.astype(dtype) for name, tensor in start.items()}
+
+
+def state_digest(tensors: Tensors) -> str:
+    """SHA-256, in hex, over name, type, shape and bytes of every tensor of a state, in the order of names."""
+    return _digest(tensors, "")
 
 
 def _digest(tensors: Tensors, metadata: str) -> str:
@@ -189,7 +197,8 @@ def _are_metrics(metrics: Any, step: int) -> bool:
         and all(
             type(entry.get(key, 0)) is int and 0 <= entry.get(key, 0) <= step for key in ("epoch", "step")
         )
-        and all(type(value) in (int, float) for value in entry.values())
+        and type(entry.get("digest", "")) is str
+        and all(type(value) in (int, float) for key, value in entry.items() if key != "digest")
         and all(0 <= entry.get(key, 0) <= 1 for key in ("train_accuracy", "val_accuracy"))
         and all(0 <= entry.get(key, 0) < 1e9 for key in ("lr", "seconds"))
         and all(

@@ -12,7 +12,7 @@ MAX_EPOCHS, MAX_BATCH, MAX_SEED = 1000, 10_000, 2**63 - 1
 
 Dataset = Literal["auto", "mnist", "digits"]
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["float32", "float64", "bfloat16"]
+Precision = Literal["float32", "float64", "bfloat16", "bitwise"]
 SplitName = Literal["test", "holdout"]
 
 
@@ -50,8 +50,8 @@ class TrainOptions(DeviceOptions, DataOptions):
     """Decides initial weights, image order, augmentation and dropout."""
     split: Annotated[SplitName | None, optional("test|holdout", "test")] = None
     """Validate on the test images or on the last training images."""
-    precision: Annotated[Precision | None, optional("float32|float64|bfloat16", "float32")] = None
-    """Type of the arithmetic; with bfloat16 the weights stay float32."""
+    precision: Annotated[Precision | None, optional("float32|float64|bfloat16|bitwise", "float32")] = None
+    """Type of the arithmetic. bitwise: float64, with equal bits everywhere."""
     max_steps: Annotated[int | None, optional("INT")] = None
     """Stop after this step of the schedule, evaluate and save."""
     out: Annotated[Path | None, optional("DIR", "runs/FRAMEWORK-NETWORK-RECIPE-SEED")] = None

@@ -63,11 +63,21 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
 
 RECIPES = ("tuned", "reference")
 
-# For each --precision: the type of weights, statistics, optimizer and loss, and the type of the activations.
+
+@dataclass(frozen=True)
+class Precision:
+    """How a run computes; the choices of --precision."""
+
+    dtype: str  # of weights, statistics, optimizer and loss
+    compute_dtype: str  # of the activations
+    grid: float | None = None  # see `recipe.grid`
+
+
 PRECISIONS = {
-    "float32": ("float32", "float32"),
-    "float64": ("float64", "float64"),
-    "bfloat16": ("float32", "bfloat16"),
+    "float32": Precision("float32", "float32"),
+    "float64": Precision("float64", "float64"),
+    "bfloat16": Precision("float32", "bfloat16"),
+    "bitwise": Precision("float64", "float64", grid=2.0**20),
 }
 
 

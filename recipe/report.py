@@ -160,12 +160,13 @@ def make_progress() -> Progress:
 
 
 def summary(metrics: list[dict[str, Any]], parameters: int, data: str, compile_seconds: float) -> str:
-    """The closing lines of a run: final and best validation accuracy, parameters, seconds of training."""
+    """The closing lines of a run: final and best validation accuracy, parameters, seconds, digest."""
     compilation = f", and {compile_seconds:.1f} s to compile" if compile_seconds >= 0.05 else ""
     final, best = metrics[-1], max(metrics, key=lambda entry: entry["val_accuracy"])
     seconds = sum(entry["seconds"] for entry in metrics)
     return (
         f"final validation accuracy {100 * final['val_accuracy']:.2f} % (epoch {final['epoch']}, {data})\n"
         f"best  validation accuracy {100 * best['val_accuracy']:.2f} % (epoch {best['epoch']})\n"
-        f"parameters {parameters:,}   training time {seconds:.1f} s{compilation}"
+        f"parameters {parameters:,}   training time {seconds:.1f} s{compilation}\n"
+        f"SHA-256 of the state {final['digest']}"
     )

@@ -219,10 +219,11 @@ def _train_epochs(
                 "val_loss": val_loss,
                 "val_accuracy": val_accuracy,
                 "seconds": seconds,
+                "digest": checkpoints.state_digest(tensors := trainer.tensors()),
             }
             state = Checkpoint(
                 step,
-                trainer.tensors(),
+                tensors,
                 np.concatenate([state.losses, losses]),
                 [*state.metrics, entry],
                 state.config,

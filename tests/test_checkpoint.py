@@ -91,7 +91,7 @@ def test_a_missing_tensor_is_refused_even_if_the_digest_fits(checkpoint, tmp_pat
 
 
 GOOD_ENTRY = {
-    **{"epoch": 1, "step": 3, "lr": 0.1, "seconds": 2.5},
+    **{"epoch": 1, "step": 3, "lr": 0.1, "seconds": 2.5, "digest": "ab12"},
     **{"train_loss": 2.0, "train_accuracy": 0.0, "val_loss": float("inf"), "val_accuracy": 1},
 }
 
@@ -103,6 +103,7 @@ GOOD_ENTRY = {
         *({key: value} for key in ("train_accuracy", "val_accuracy") for value in (-0.01, 1.01, "1")),
         *({key: value} for key in ("lr", "seconds") for value in (-0.1, 1e9, float("nan"), [])),
         *({key: 10**9} for key in ("train_loss", "val_loss")),
+        {"digest": 5},
         {"other": "text"},
     ],
 )

@@ -17,7 +17,7 @@ def plain_console(monkeypatch):
 
 
 FIRST = {
-    **{"epoch": 1, "step": 860, "lr": 0.0123456, "seconds": 12.34},
+    **{"epoch": 1, "step": 860, "lr": 0.0123456, "seconds": 12.34, "digest": "ab12"},
     **{"train_loss": 0.34567, "train_accuracy": 0.8989, "val_loss": 0.05432, "val_accuracy": 0.99876},
 }
 SECOND = FIRST | {"epoch": 2, "val_accuracy": 0.9912, "seconds": 10.0}
@@ -39,9 +39,10 @@ def test_the_end_names_the_last_and_the_best_epoch():
     assert summary == (
         "final validation accuracy 99.12 % (epoch 2, mnist)\n"
         "best  validation accuracy 99.88 % (epoch 1)\n"
-        "parameters 9,954   training time 22.3 s, and 30.2 s to compile"
+        "parameters 9,954   training time 22.3 s, and 30.2 s to compile\n"
+        "SHA-256 of the state ab12"
     )
-    assert report.summary([FIRST], 9954, "mnist", 0.0).endswith("training time 12.3 s")
+    assert "training time 12.3 s\n" in report.summary([FIRST], 9954, "mnist", 0.0)
 
 
 def test_numbers_agree_with_their_noun():

@@ -27,13 +27,13 @@ EXCEPTIONS = {
     "torch_impl/train.py": {
         "make_optimizer(recipe, model)": "an optimizer of PyTorch holds the parameters and the momentum",
         "train_step(optimizer, loss_fn, update_fn, step)": "a step of PyTorch changes the model in place",
-        "update_parameters(optimizer, model, ema, ema_decay)": "the part of a step that a GPU needs compiled",
+        "update_parameters(optimizer, model, ema, grid, ema_decay)": "the part that a GPU needs compiled",
     },
     "jax_impl/train.py": {
         "make_optimizer(recipe)": "",
         "State": "a step of JAX returns all that it changes",
-        "train_step(optimizer, loss_fn, state, step)": "",
-        "train_steps(graph, recipe, dtype, state, padded, labels, plan)": "in PyTorch `compile.StepLoop`",
+        "train_step(optimizer, loss_fn, grid, state, step)": "",
+        "train_steps(graph, recipe, dtype, grid, state, padded, labels, plan)": "`compile.StepLoop`",
     },
 }
 

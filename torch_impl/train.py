@@ -15,6 +15,7 @@ from recipe.checkpoint import Tensors
 from recipe.cli import run_command
 from recipe.data import MEAN, STD, Split
 from recipe.errors import UserError
+from recipe.grid import round_to_grid
 from recipe.networks import Network
 from recipe.options import TrainOptions
 from recipe.plan import Plan, steps_per_epoch
@@ -89,14 +90,25 @@ def train_step(
     return loss.detach(), correct
 
 
+@torch.no_grad()
 def update_parameters(
-    optimizer: torch.optim.Optimizer, model: ConvNet, ema: ConvNet | None, ema_decay: Tensor
+    optimizer: torch.optim.Optimizer,
+    model: ConvNet,
+    ema: ConvNet | None,
+    grid: float | None,
+    ema_decay: Tensor,
 ) -> None:
-    """Take the optimizer's step; then ema <- decay ema + (1 - decay) model, parameters and statistics."""
+    """Take the optimizer's step; then ema <- decay ema + (1 - decay) model, parameters and statistics.
+
+    Round the new state to the grid if there is one.
+    """
     optimizer.step()
     if ema is not None:
-        with torch.no_grad():
-            torch._foreach_lerp_(_floats(ema), _floats(model), 1 - ema_decay)  # pyright: ignore
+        torch._foreach_lerp_(_floats(ema), _floats(model), 1 - ema_decay)  # pyright: ignore
+    if grid is not None:
+        momentum = [state["momentum_buffer"] for state in optimizer.state.values()]
+        for tensor in (*_floats(model), *(_floats(ema) if ema is not None else ()), *momentum):
+            tensor.copy_(round_to_grid(tensor, grid))
 
 
 def _floats(model: ConvNet) -> list[Tensor]:
@@ -143,7 +155,8 @@ class Trainer:
         self.device = select_device(device)
         on_gpu = self.device.type == "cuda"
         self.device_name = torch.cuda.get_device_name(self.device) if on_gpu else "cpu"
-        self.dtype, self.compute_dtype = (getattr(torch, dtype) for dtype in PRECISIONS[precision])
+        self.dtype = getattr(torch, PRECISIONS[precision].dtype)
+        self.compute_dtype = getattr(torch, PRECISIONS[precision].compute_dtype)
         self.train_images = torch.from_numpy(pad(split.train_images)).to(self.device)
         self.train_labels = torch.from_numpy(split.train_labels).to(self.device, torch.int64)
         self.val_images = torch.from_numpy(pad(split.val_images)).to(self.device)
@@ -157,7 +170,8 @@ class Trainer:
         loss_fn = partial(
             training_loss, self.model, recipe, self.compute_dtype, self.train_images, self.train_labels
         )
-        update_fn = partial(update_parameters, self.optimizer, self.model, self.ema)
+        grid = PRECISIONS[precision].grid
+        update_fn = partial(update_parameters, self.optimizer, self.model, self.ema, grid)
         if on_gpu:  # without this, the optimizer waits for the GPU to read its learning rate
             update_fn = compile_if_possible(update_fn)
         step_fn = partial(train_step, self.optimizer, compile_if_possible(loss_fn), update_fn)

@@ -80,7 +80,7 @@ def make_checkpoint() -> Checkpoint:
         "commit": None,
         "versions": {"numpy": "2"},
     }
-    metrics: dict[str, Any] = dict.fromkeys(sorted(METRICS), 0.5) | {"epoch": 1, "step": 2}
+    metrics: dict[str, Any] = dict.fromkeys(sorted(METRICS), 0.5) | {"epoch": 1, "step": 2, "digest": "ab12"}
     return Checkpoint(2, tensors, np.array([2.0, 1.0]), [metrics], config)
 
 

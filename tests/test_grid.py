@@ -1,0 +1,74 @@
+"""--precision bitwise: one digest from both frameworks, from any number of threads, stopped or not."""
+
+import numpy as np
+import pytest
+import torch
+
+from recipe.checkpoint import load_checkpoint, state_digest
+from recipe.grid import round_to_grid
+from recipe.recipes import PRECISIONS
+from tests.helpers import FRAMEWORKS, train_digits
+
+GRID = PRECISIONS["bitwise"].grid
+# Of the short run in docs/lockstep.md. Whoever gets another one has another run.
+DIGEST = "fdf792fe81246115fbe7a3f979f4dad8d529519825c57a758a63e926d8382f55"
+SHORT = {"network": "net9954", "recipe": "tuned", "epochs": 2, "batch": None, "precision": "bitwise"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The short run of each framework."""
+    return {
+        name: load_checkpoint(train_digits(framework, tmp_path_factory.mktemp(name) / "run", **SHORT))
+        for name, framework in FRAMEWORKS.items()
+    }
+
+
+def test_both_frameworks_end_in_the_same_bits(runs):
+    for name, run in runs.items():
+        assert run.metrics[-1]["digest"] == state_digest(run.tensors) == DIGEST, name
+    torch_digests, jax_digests = ([entry["digest"] for entry in run.metrics] for run in runs.values())
+    assert torch_digests == jax_digests
+    assert len(set(torch_digests)) == 2
+    # Losses are not fed back and not rounded: they differ by one forward pass's rounding, at most 5e-14 here.
+    np.testing.assert_allclose(runs["torch"].losses, runs["jax"].losses, rtol=0, atol=1e-12)
+
+
+def test_without_the_grid_the_bits_differ(tmp_path):
+    digests = {
+        load_checkpoint(
+            train_digits(framework, tmp_path / name, **SHORT | {"precision": "float64", "max_steps": 5})
+        ).metrics[-1]["digest"]
+        for name, framework in FRAMEWORKS.items()
+    }
+    assert len(digests) == 2
+
+
+def test_one_thread_ends_in_the_same_bits(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if threads > 1 else 2)
+    try:
+        path = train_digits(FRAMEWORKS["torch"], tmp_path / "run", **SHORT)
+    finally:
+        torch.set_num_threads(threads)
+    assert load_checkpoint(path).metrics[-1]["digest"] == DIGEST
+
+
+@pytest.mark.parametrize("order", [("torch", "jax"), ("jax", "torch")], ids="-".join)
+def test_half_in_one_framework_and_half_in_the_other(order, tmp_path):
+    first, second = order
+    half = train_digits(FRAMEWORKS[first], tmp_path / "run", **SHORT, max_steps=30)  # mid-epoch
+    path = train_digits(FRAMEWORKS[second], tmp_path / "run", **SHORT, resume=half)
+    assert load_checkpoint(path).metrics[-1]["digest"] == DIGEST
+
+
+def test_the_state_lies_on_the_grid(runs):
+    for name, tensor in runs["torch"].tensors.items():
+        np.testing.assert_array_equal(tensor * GRID, np.rint(tensor * GRID), err_msg=name)
+
+
+def test_rounding_is_to_the_nearest_and_of_halves_to_even():
+    values = np.array([0.5, 1.5, 2.5, -0.5, 0.49, 0.51, 1e6 + 0.5]) / GRID
+    expected = np.array([0, 2, 2, -0.0, 0, 1, 1e6]) / GRID
+    np.testing.assert_array_equal(round_to_grid(values, GRID), expected)
+    np.testing.assert_array_equal(round_to_grid(torch.from_numpy(values), GRID).numpy(), expected)
