@@ -211,7 +211,7 @@ class MatrixProduct:
         import torch
 
         self.torch, self.device = torch, device
-        torch.backends.cuda.matmul.fp32_precision = "ieee"  # as all contenders compute
+        torch.backends.cuda.matmul.allow_tf32 = False  # as all contenders compute
         side = MATRIX_SIDE[device]
         self.a, self.b, self.out = (torch.ones((side, side), device=device) for _ in range(3))
 

@@ -51,7 +51,8 @@ class Terminal(io.StringIO):
         ("--split train", "invalid choice 'train' for argument '--split'. Expected one of holdout, test"),
         (
             "--precision float16",
-            "invalid choice 'float16' for argument '--precision'. Expected one of bfloat16, float32, float64",
+            "invalid choice 'float16' for argument '--precision'. Expected one of bfloat16, bitwise, "
+            "float32, float64",
         ),
         ("--tyro-print-completion x", "Shell should be one `bash`, `zsh`, `tcsh`, or `fish`, but got x"),
     ],

@@ -263,4 +263,6 @@ def test_without_a_fault_the_same_steps_are_equal(digits):
     comparisons = compare(TINY, TINY_RECIPE, digits, 2, noise_floor=True)
     assert comparisons.keys() == {"torch_jax", "torch_torch", "jax_jax"}
     assert_in_step(comparisons["torch_jax"])
-    assert max(comparisons["torch_torch"].loss) > 0, "the nudged copy must not be the same run"
+    # Its losses may be equal, since a float64 loss hides a change of one unit in the last place of a weight.
+    nudged = comparisons["torch_torch"].largest
+    assert nudged["parameter"][0] > 0, "the nudged copy must not be the same run"

@@ -42,6 +42,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
 
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     keys = ["epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"]
+    keys.append("digest")
     assert [list(entry) for entry in metrics] == [keys, keys]
     assert [(entry["epoch"], entry["step"]) for entry in metrics] == [(1, PER_EPOCH), (2, 2 * PER_EPOCH)]
     assert [entry["train_accuracy"] for entry in metrics] == [3 / 128, 3 / 128], "as the trainer counts"

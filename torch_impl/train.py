@@ -134,9 +134,9 @@ def select_device(name: str) -> torch.device:
 
 def configure(precision: str) -> None:
     """Set up PyTorch for the whole process; the precision changes nothing."""
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
-    torch.backends.cuda.matmul.fp32_precision = "ieee"  # not TF32, which has ten bits
+    # No TF32, which has ten bits. After the newer `fp32_precision`, torch.onnx.export fails in this process.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     # Compute masks again in the backward pass, because compiled code for CPUs stores booleans one by one.
     partitioner.ban_recompute_used_far_apart = False
