@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
+from jax_impl import devices
 from jax_impl.ops import batch_norm, conv2d, max_pool
 from recipe.chance import keep_mask
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
@@ -101,7 +102,7 @@ class BatchNorm(nnx.Module):
             y = (x - self.mean[...]) * (lax.rsqrt(self.var[...] + self.epsilon) * scale) + bias
             return y.astype(x.dtype)
         y, mean, variance = batch_norm(x, scale, bias, self.epsilon)  # pyright: ignore[reportGeneralTypeIssues]
-        count = x.size // x.shape[-1]
+        count = devices.count() * x.size // x.shape[-1]
         unbiased = variance * (count / (count - 1))
         self.mean[...] = lax.stop_gradient((1 - self.momentum) * self.mean[...] + self.momentum * mean)
         self.var[...] = lax.stop_gradient((1 - self.momentum) * self.var[...] + self.momentum * unbiased)
@@ -118,8 +119,8 @@ def drop(x: Array, rate: float, key: Array, element: Array) -> Array:
 
     The key is int32 (2,); ``element`` is from `number_elements`.
     """
-    image = jnp.arange(len(x), dtype=jnp.int32) * element.size
-    keep = keep_mask(image[:, None, None, None] + element, key, rate)
+    image = jnp.arange(len(x), dtype=jnp.int32) + devices.index() * len(x)
+    keep = keep_mask(image[:, None, None, None] * element.size + element, key, rate)
     return jnp.where(keep, x * (1 / (1 - rate)), 0)
 
 

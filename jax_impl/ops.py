@@ -5,10 +5,13 @@ order of work differs. python -m benchmarks.training times them.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from jax_impl.devices import count, sum_over_devices
 
 # XLA hands a convolution to its fast kernel only in exactly this order of dimensions. At the top
 # level of a program it reorders the others itself, but not inside `lax.scan`: there the gradients
@@ -101,16 +104,16 @@ def _first_max(a: Array, b: Array) -> Array:
 def batch_norm(x: Array, weight: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
     """Normalise x (N, H, W, C) by its batch statistics; return y, mean (C,), biased variance (C,).
 
-    x and y may be less precise than the weights, the statistics are not. Mean and variance are meant for
-    running averages: no gradient flows back through them.
+    The batch is that of all devices. x and y may be less precise than the weights, the statistics are not.
+    Mean and variance are meant for running averages: no gradient flows back through them.
     """
     return _batch_norm_fwd(x, weight, bias, epsilon)[0]
 
 
 def _batch_norm_fwd(x: Array, weight: Array, bias: Array, epsilon: float):
     dtype, x = x.dtype, x.astype(weight.dtype)
-    mean = _channel_mean(x)
-    var = _channel_mean(jnp.square(x - mean))  # not E[x^2] - E[x]^2, which cancels
+    mean = _batch_mean(_channel_mean(x))
+    var = _batch_mean(_channel_mean(jnp.square(x - mean)))  # not E[x^2] - E[x]^2, which cancels
     inv_std = lax.rsqrt(var + epsilon)
     y = (x - mean) * (inv_std * weight) + bias
     return (y.astype(dtype), mean, var), (x.astype(dtype), mean, inv_std, weight)
@@ -122,12 +125,18 @@ def _batch_norm_bwd(epsilon: float, saved, cotangents):
     dtype, x, dy = x.dtype, x.astype(weight.dtype), cotangents[0].astype(weight.dtype)
     mean_dy = _channel_mean(dy)
     mean_dy_x = _channel_mean(dy * (x - mean)) * inv_std
-    dx = (weight * inv_std) * (dy - mean_dy - (x - mean) * (inv_std * mean_dy_x))
-    count = x.size // x.shape[-1]
-    return dx.astype(dtype), mean_dy_x * count, mean_dy * count
+    all_dy, all_dy_x = _batch_mean((mean_dy, mean_dy_x))
+    dx = (weight * inv_std) * (dy - all_dy - (x - mean) * (inv_std * all_dy_x))
+    pixels = x.size // x.shape[-1]
+    return dx.astype(dtype), mean_dy_x * pixels, mean_dy * pixels
 
 
 batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
+
+
+def _batch_mean(means: Any) -> Any:
+    """Means over the images of all devices, from those over each device's own."""
+    return jax.tree.map(lambda total: total / count(), sum_over_devices(means))
 
 
 def _channel_mean(x: Array) -> Array:

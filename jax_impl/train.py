@@ -12,18 +12,19 @@ import optax
 from flax import nnx
 from jax import Array, lax
 
+from jax_impl import devices
 from jax_impl.data import read_mnist
 from jax_impl.model import ConvNet, dump_tensors, load_tensors
 from recipe.checkpoint import Tensors
 from recipe.cli import run_command
 from recipe.data import MEAN, STD, Split, cache_folder
 from recipe.errors import UserError
-from recipe.grid import round_to_grid
+from recipe.grid import MOMENTUM, STATE, round_to_grid
 from recipe.networks import Network
 from recipe.options import TrainOptions
 from recipe.plan import Plan
 from recipe.recipes import PRECISIONS, Recipe
-from recipe.run import Framework, train
+from recipe.run import Framework
 from recipe.warp import SIDE, UNIT, crop, pad, warp
 
 EVALUATION_BATCH = 1000
@@ -47,7 +48,8 @@ def training_loss(
 ) -> tuple[Array, Array]:
     """Mean cross entropy of one step's batch and the number of correct predictions.
 
-    The running statistics of the model, which is in training mode, are updated.
+    With several devices, this one's share of both. The running statistics of the model, which is in training
+    mode, are updated.
 
     Args:
         model: in training mode.
@@ -61,7 +63,7 @@ def training_loss(
     logits = model(images, step.dropout_keys)
     one_hot = jax.nn.one_hot(targets, logits.shape[1], dtype=logits.dtype)
     loss = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, recipe.label_smoothing)).mean()
-    return loss, (logits.argmax(1) == targets).sum()
+    return loss / devices.count(), (logits.argmax(1) == targets).sum()
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
@@ -86,33 +88,36 @@ class State(NamedTuple):
 def train_step(
     optimizer: optax.GradientTransformation,
     loss_fn: Callable[..., tuple[Array, tuple[nnx.State, Array]]],
-    grid: float | None,
+    on_grid: bool,
     state: State,
     step: Plan,
 ) -> tuple[State, tuple[Array, Array]]:
     """Take one step; returns the loss and the number of correct predictions before its update.
 
-    Rounds the new state to the grid if there is one.
+    Rounds the new state to the grid if it belongs there.
     """
     (loss, (batch_stats, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params, state.batch_stats, step
     )
+    grads, loss, correct = devices.sum_over_devices((grads, loss, correct))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, optax.tree.scale(-step.lr, updates))
     ema: Any = state.ema
     if ema is not None:  # ema <- decay ema + (1 - decay) model, parameters and statistics
         ema = optax.incremental_update((params, batch_stats), ema, 1 - step.ema_decay)
-    state = State(params, batch_stats, opt_state, ema)
-    if grid is not None:
-        state = jax.tree.map(lambda leaf: round_to_grid(leaf, grid), state)
-    return state, (loss, correct)
+    if on_grid:
+        params, batch_stats, ema = jax.tree.map(
+            lambda leaf: round_to_grid(leaf, STATE), (params, batch_stats, ema)
+        )
+        opt_state = jax.tree.map(lambda leaf: round_to_grid(leaf, MOMENTUM), opt_state)
+    return State(params, batch_stats, opt_state, ema), (loss, correct)
 
 
 def train_steps(
     graph: nnx.GraphDef,
     recipe: Recipe,
     dtype: jnp.dtype,
-    grid: float | None,
+    on_grid: bool,
     state: State,
     padded: Array,
     labels: Array,
@@ -127,7 +132,7 @@ def train_steps(
         loss, correct = training_loss(model, recipe, dtype, padded, labels, step)
         return loss, (nnx.state(model, nnx.BatchStat), correct)
 
-    return lax.scan(partial(train_step, make_optimizer(recipe), loss_fn, grid), state, plan)
+    return lax.scan(partial(train_step, make_optimizer(recipe), loss_fn, on_grid), state, plan)
 
 
 def predict_batch(model: ConvNet, dtype: jnp.dtype, padded: Array) -> Array:
@@ -167,8 +172,8 @@ class Trainer:
         self.device_name = self.device.device_kind if self.device.platform == "gpu" else "cpu"
         self.dtype = jnp.dtype(PRECISIONS[precision].dtype)
         self.compute_dtype = jnp.dtype(PRECISIONS[precision].compute_dtype)
-        self.train_images = jax.device_put(pad(split.train_images), self.device)
-        self.train_labels = jax.device_put(split.train_labels.astype(np.int32), self.device)
+        self.train_images = devices.place(pad(split.train_images), self.device)
+        self.train_labels = devices.place(split.train_labels.astype(np.int32), self.device)
         self.val_images = jax.device_put(pad(split.val_images), self.device)
         self.val_labels = jax.device_put(split.val_labels.astype(np.int32), self.device)
 
@@ -178,9 +183,9 @@ class Trainer:
         averages = recipe.ema_decay is not None
         ema = (params, batch_stats) if averages else None
         self.state = State(params, batch_stats, make_optimizer(recipe).init(params), ema)
-        grid = PRECISIONS[precision].grid
-        steps_fn = partial(train_steps, self.graph, recipe, self.compute_dtype, grid)
-        self.steps_fn = jax.jit(steps_fn, donate_argnums=0)
+        on_grid = PRECISIONS[precision].on_grid
+        steps_fn = partial(train_steps, self.graph, recipe, self.compute_dtype, on_grid)
+        self.steps_fn = jax.jit(devices.share_steps(steps_fn), donate_argnums=0)
         self.compiled: dict[int, Callable[..., Any]] = {}  # by the number of steps
         self.predict_fn = jax.jit(
             lambda model, padded: predict_batch(nnx.merge(self.graph, *model), self.compute_dtype, padded)
@@ -193,11 +198,11 @@ class Trainer:
         momentum, _ = self._to_states(tensors, "momentum/")
         opt_state = optax.tree.set(make_optimizer(self.recipe).init(params), trace=momentum)
         state = State(params, batch_stats, opt_state, ema)
-        self.state = jax.device_put(state, self.device, may_alias=False)
+        self.state = devices.place(state, self.device)
 
     def tensors(self) -> Tensors:
         """The state as canonical tensors."""
-        params, batch_stats, opt_state, ema = self.state
+        params, batch_stats, opt_state, ema = devices.fetch(self.state)
         trace = dump_tensors(
             nnx.merge(self.graph, optax.tree.get(opt_state, "trace"), batch_stats), "momentum/"
         )
@@ -215,15 +220,16 @@ class Trainer:
     def train(self, plan: Plan, advance: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
         """Take the plan's steps; returns loss and number of correct predictions of each."""
         plan = plan._replace(lr=plan.lr.astype(self.dtype), ema_decay=plan.ema_decay.astype(self.dtype))
-        arguments = (self.train_images, self.train_labels, jax.device_put(plan, self.device))
+        arguments = (self.train_images, self.train_labels, devices.place(plan, self.device))
         if plan.steps not in self.compiled:
             self.compiled[plan.steps] = self.steps_fn.lower(self.state, *arguments).compile()
         advance(0)
-        self.state, (losses, correct) = self.compiled[plan.steps](self.state, *arguments)
-        while not losses.is_ready():  # one call takes the whole epoch; this loop lets Ctrl-C through
-            time.sleep(0.01)
-        advance(len(losses))
-        return np.asarray(losses, np.float64), np.asarray(correct)
+        with devices.raise_if_lost():
+            self.state, (losses, correct) = self.compiled[plan.steps](self.state, *arguments)
+            while not losses.is_ready():  # one call takes the whole epoch; this loop lets Ctrl-C through
+                time.sleep(0.01)
+            advance(len(losses))
+            return np.asarray(losses, np.float64), np.asarray(correct)
 
     def predict(self) -> np.ndarray:
         """Logits (N, 10) of the validation images, by the averaged weights if there are any."""
@@ -231,7 +237,7 @@ class Trainer:
 
     def val_logits(self) -> Array:
         """The logits of `predict`, on the device."""
-        model = self.state.ema or (self.state.params, self.state.batch_stats)
+        model = devices.fetch(self.state.ema or (self.state.params, self.state.batch_stats))
         starts = range(0, len(self.val_images), EVALUATION_BATCH)
         batches = [self.val_images[start : start + EVALUATION_BATCH] for start in starts]
         return jnp.concatenate([self.predict_fn(model, images) for images in batches])
@@ -249,7 +255,7 @@ FRAMEWORK = Framework("jax", ("jax", "flax", "optax", "tensorflow-datasets", "nu
 
 def main(options: TrainOptions) -> None:
     """Train as the command line says."""
-    train(options, FRAMEWORK)
+    devices.run(options, FRAMEWORK)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from safetensors.numpy import load, save
 from recipe.chance import initial_weights
 from recipe.errors import UserError
 from recipe.files import read_at_most, write_atomically
-from recipe.grid import round_to_grid
+from recipe.grid import STATE, round_to_grid
 from recipe.networks import Network, get_network
 from recipe.recipes import PRECISIONS, Recipe
 
@@ -92,16 +92,16 @@ def tensor_shapes(network: Network, averaged: bool) -> dict[str, tuple[int, ...]
 
 def initial_tensors(network: Network, recipe: Recipe, seed: int, precision: str) -> Tensors:
     """The state before the first step, in the type of the precision's weights and on its grid."""
-    dtype, grid = PRECISIONS[precision].dtype, PRECISIONS[precision].grid
+    chosen = PRECISIONS[precision]
     weights = initial_weights(network, seed)
     shapes = tensor_shapes(network, averaged=recipe.ema_decay is not None)
     start = {
         name: np.zeros(shape) if name.startswith("momentum/") else weights[name.removeprefix("average/")]
         for name, shape in shapes.items()
     }
-    if grid is not None:
-        start = {name: round_to_grid(tensor, grid) for name, tensor in start.items()}
-    return {name: tensor.astype(dtype) for name, tensor in start.items()}
+    if chosen.on_grid:
+        start = {name: round_to_grid(tensor, STATE) for name, tensor in start.items()}
+    return {name: tensor.astype(chosen.dtype) for name, tensor in start.items()}
 
 
 def state_digest(tensors: Tensors) -> str:

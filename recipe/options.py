@@ -8,7 +8,7 @@ from recipe.cli import check_range, optional
 from recipe.networks import NETWORKS
 from recipe.recipes import RECIPES
 
-MAX_EPOCHS, MAX_BATCH, MAX_SEED = 1000, 10_000, 2**63 - 1
+MAX_EPOCHS, MAX_BATCH, MAX_SEED, MAX_DEVICES = 1000, 10_000, 2**63 - 1, 1024
 
 Dataset = Literal["auto", "mnist", "digits"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -52,6 +52,8 @@ class TrainOptions(DeviceOptions, DataOptions):
     """Validate on the test images or on the last training images."""
     precision: Annotated[Precision | None, optional("float32|float64|bfloat16|bitwise", "float32")] = None
     """Type of the arithmetic. bitwise: float64, with equal bits everywhere."""
+    devices: Annotated[int | None, optional("INT", "1")] = None
+    """Train on this many devices at once; each takes its share of every batch."""
     max_steps: Annotated[int | None, optional("INT")] = None
     """Stop after this step of the schedule, evaluate and save."""
     out: Annotated[Path | None, optional("DIR", "runs/FRAMEWORK-NETWORK-RECIPE-SEED")] = None
@@ -68,4 +70,5 @@ class TrainOptions(DeviceOptions, DataOptions):
         check_range("--epochs", self.epochs, 1, MAX_EPOCHS)
         check_range("--batch", self.batch, 1, MAX_BATCH)
         check_range("--seed", self.seed, 0, MAX_SEED)
+        check_range("--devices", self.devices, 1, MAX_DEVICES)
         check_range("--max-steps", self.max_steps, 1, 10**9)

@@ -33,6 +33,12 @@ class Plan(NamedTuple):
         """Steps start..stop-1 of this plan."""
         return Plan(*(array[start:stop] for array in self))
 
+    def share(self, device: int, devices: int) -> "Plan":
+        """The steps of one of several devices: its part of each batch; all parts have the same size."""
+        images = self.indices.shape[1] // devices
+        part = slice(device * images, (device + 1) * images)
+        return self._replace(indices=self.indices[:, part], affine=self.affine[:, part])
+
 
 def steps_per_epoch(recipe: Recipe, images: int) -> int:
     """Full batches in one epoch. The images left over are dropped: a small batch changes the statistics."""

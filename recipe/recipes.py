@@ -70,14 +70,14 @@ class Precision:
 
     dtype: str  # of weights, statistics, optimizer and loss
     compute_dtype: str  # of the activations
-    grid: float | None = None  # see `recipe.grid`
+    on_grid: bool = False  # see `recipe.grid`
 
 
 PRECISIONS = {
     "float32": Precision("float32", "float32"),
     "float64": Precision("float64", "float64"),
     "bfloat16": Precision("float32", "bfloat16"),
-    "bitwise": Precision("float64", "float64", grid=2.0**20),
+    "bitwise": Precision("float64", "float64", on_grid=True),
 }
 
 

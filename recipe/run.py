@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,22 +85,42 @@ class Run:
         """Full batches in one epoch."""
         return steps_per_epoch(self.settings.recipe, len(self.split.train_images))
 
+    def plans(self) -> Iterator[Plan]:
+        """The plans from the run's first step, or from where it goes on, to its last."""
+        settings, first = self.settings, self.start.step if self.start else 0
+        images = len(self.split.train_images)
+        return make_plans(settings.network, settings.recipe, settings.seed, images, first, self.last)
 
-def train(options: TrainOptions, framework: Framework) -> None:
+
+def train(options: TrainOptions, framework: Framework, follow: bool = False) -> None:
     """Train as the options say and leave a run folder.
 
+    Args:
+        options: of the command line.
+        framework: to train in.
+        follow: in a process that only computes, beside the one that writes and reports.
+
     Raises:
-        UserError: bad options, data, checkpoint or folder, or a loss that is not finite.
+        UserError: bad options, data, checkpoint or folder, a loss that is not finite, or a lost device.
         KeyboardInterrupt: after a line that says what was kept.
     """
     run = prepare(options, framework)
     if run.start and run.start.step >= run.last:
-        _finish(run, run.start)
+        if not follow:
+            _finish(run, run.start)
         return
     settings = run.settings
     trainer = framework.trainer(
         settings.network, settings.recipe, run.split, options.device, settings.precision
     )
+    if run.start:
+        tensors = run.start.tensors
+    else:
+        tensors = initial_tensors(settings.network, settings.recipe, settings.seed, settings.precision)
+    trainer.load(tensors)
+    if follow:
+        _follow(run, trainer)
+        return
     config = _config(options, run, framework) | {"device": trainer.device_name}
     with open_folder(run.out, run.resume) as folder, _report_interruption(folder):
         if run.start and run.resume and load_checkpoint(run.resume).step != run.start.step:
@@ -110,9 +130,7 @@ def train(options: TrainOptions, framework: Framework) -> None:
         if run.start:
             state = dataclasses.replace(run.start, config=config)
         else:
-            tensors = initial_tensors(settings.network, settings.recipe, settings.seed, settings.precision)
             state = Checkpoint(0, tensors, np.empty(0), [], config)
-        trainer.load(state.tensors)
         state, compile_seconds = _train_epochs(run, trainer, state, folder)
         folder.save_curves(state)
         _show_summary(run, state, compile_seconds)
@@ -140,6 +158,11 @@ def prepare(options: TrainOptions, framework: Framework) -> Run:
     per_epoch = steps_per_epoch(recipe, images)
     if per_epoch == 0:
         raise UserError(f"--batch {recipe.batch} is more than the {images} training images")
+    if recipe.batch % (options.devices or 1):
+        raise UserError(
+            f"--devices {options.devices} does not divide the batch of {recipe.batch} images; "
+            "choose another number, or a --batch that it divides"
+        )
     total = per_epoch * recipe.epochs
     if total > MAX_STEPS:
         raise UserError(
@@ -179,6 +202,15 @@ def _finish(run: Run, state: Checkpoint) -> None:
     _show_summary(run, state, 0.0)
 
 
+def _follow(run: Run, trainer: Trainer) -> None:
+    """Take the run's steps. If a device is lost or a loss is not finite, the process that reports says so."""
+    with suppress(ConnectionError):
+        for plan in run.plans():
+            losses, _ = trainer.train(plan, lambda _: None)
+            if not np.isfinite(losses).all():
+                return
+
+
 def _train_epochs(
     run: Run, trainer: Trainer, state: Checkpoint, folder: RunFolder
 ) -> tuple[Checkpoint, float]:
@@ -196,12 +228,9 @@ def _train_epochs(
         progress.update(task, advance=steps, description="training")
 
     compile_seconds = 0.0
-    plans = make_plans(
-        settings.network, settings.recipe, settings.seed, len(run.split.train_images), state.step, run.last
-    )
     with report.make_progress() as progress:
         task = progress.add_task("compiling", total=run.last, completed=state.step)
-        for plan in plans:
+        for plan in run.plans():
             began, first = time.perf_counter(), not compiled
             losses, correct = trainer.train(plan, advance)
             if first:
@@ -261,9 +290,19 @@ def _show_summary(run: Run, state: Checkpoint, compile_seconds: float) -> None:
 
 @contextmanager
 def _report_interruption(folder: RunFolder) -> Iterator[None]:
-    """If Ctrl-C ends a run, complete its folder from the checkpoint and say what was kept."""
+    """If Ctrl-C ends a run, complete its folder from the checkpoint and say what was kept.
+
+    If the run loses a device, say so at once: torchrun then tells this process to end, too.
+    """
     try:
-        yield
+        try:
+            yield
+        except ConnectionError:
+            kept = f"kept: {folder.checkpoint}; go on with --resume {folder.path}"
+            raise UserError(
+                "another process of this run has ended, and the run with it; "
+                + (kept if folder.checkpoint.exists() else "kept: nothing, in the first epoch")
+            ) from None
     except KeyboardInterrupt:
         if not folder.checkpoint.exists():
             report.show_notice("interrupted; kept: nothing, in the first epoch")
@@ -298,6 +337,7 @@ def _config(options: TrainOptions, run: Run, framework: Framework) -> dict[str, 
         **run.settings.config,
         "data": {"name": dataset.name, "fingerprint": dataset.fingerprint},
         "data_note": run.loaded.note,
+        "devices": options.devices or 1,
         "max_steps": options.max_steps,
         "resumed_from": str(run.resume) if run.resume else None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

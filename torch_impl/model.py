@@ -11,6 +11,7 @@ from torch.nn import functional
 from recipe.chance import keep_mask
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
 from recipe.networks import Average, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
+from torch_impl import devices
 
 
 class ConvNet(nn.Module):
@@ -69,7 +70,7 @@ def build_layer(layer: Layer) -> nn.Module | None:
         case Conv(filters, kernel, pad, bias):
             return nn.Conv2d(channels, filters, kernel, padding=pad, bias=bias)
         case Norm(epsilon, momentum):
-            return nn.BatchNorm2d(channels, eps=epsilon, momentum=momentum)
+            return BatchNorm(channels, eps=epsilon, momentum=momentum)
     return None
 
 
@@ -77,6 +78,26 @@ def convolve(module: nn.Conv2d, x: Tensor) -> Tensor:
     """The convolution in x's type, which may be less precise than the weights'."""
     bias = None if module.bias is None else module.bias.to(x.dtype)
     return functional.conv2d(x, module.weight.to(x.dtype), bias, padding=cast(Any, module.padding))
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm whose batch is that of all devices; ``nn.SyncBatchNorm`` does not work on CPUs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, channels, H, W), normalised over all but the channels."""
+        if not self.training or devices.count() == 1:
+            return super().forward(input)
+        x = input.to(self.weight.dtype)
+        count = devices.count() * x.numel() // self.num_features
+        mean = devices.sum_over_devices(x.sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = devices.sum_over_devices(centred.square().sum((0, 2, 3))) / count
+        scale = self.weight * (variance + self.eps).rsqrt()
+        running = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        with torch.no_grad():
+            for old, new in zip(running, (mean, variance * (count / (count - 1))), strict=True):
+                old.lerp_(new, cast(float, self.momentum))
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
 
 def number_elements(shape: Shape) -> Tensor:
@@ -89,8 +110,8 @@ def drop(x: Tensor, rate: float, key: Tensor, element: Tensor) -> Tensor:
 
     The key is int32 (2,); ``element`` is from `number_elements`.
     """
-    image = torch.arange(len(x), dtype=torch.int32, device=x.device) * element.numel()
-    keep = keep_mask(image[:, None, None, None] + element, key, rate)
+    image = torch.arange(len(x), dtype=torch.int32, device=x.device) + devices.index() * len(x)
+    keep = keep_mask(image[:, None, None, None] * element.numel() + element, key, rate)
     return torch.where(keep, x * (1 / (1 - rate)), 0)
 
 

@@ -15,13 +15,14 @@ from recipe.checkpoint import Tensors
 from recipe.cli import run_command
 from recipe.data import MEAN, STD, Split
 from recipe.errors import UserError
-from recipe.grid import round_to_grid
+from recipe.grid import MOMENTUM, STATE, round_to_grid
 from recipe.networks import Network
 from recipe.options import TrainOptions
 from recipe.plan import Plan, steps_per_epoch
 from recipe.recipes import PRECISIONS, Recipe
-from recipe.run import Framework, train
+from recipe.run import Framework
 from recipe.warp import SIDE, UNIT, crop, pad, warp
+from torch_impl import devices
 from torch_impl.compile import StepLoop, compile_if_possible, keep_freed_memory, share_cores
 from torch_impl.data import read_mnist
 from torch_impl.model import ConvNet, dump_tensors, load_tensors
@@ -47,7 +48,8 @@ def training_loss(
 ) -> tuple[Tensor, Tensor]:
     """Mean cross entropy of one step's batch and the number of correct predictions.
 
-    The running statistics of the model, which is in training mode, are updated.
+    With several devices, this one's share of both. The running statistics of the model, which is in training
+    mode, are updated.
 
     Args:
         model: in training mode.
@@ -60,7 +62,7 @@ def training_loss(
     images, targets = prepare_images(padded, step.indices, step.affine, dtype), labels[step.indices]
     logits = model(images, step.dropout_keys)
     loss = functional.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-    return loss, (logits.argmax(1) == targets).sum()
+    return loss / devices.count(), (logits.argmax(1) == targets).sum()
 
 
 def make_optimizer(recipe: Recipe, model: ConvNet) -> torch.optim.Optimizer:
@@ -85,9 +87,12 @@ def train_step(
     optimizer.zero_grad()
     loss, correct = loss_fn(step)
     loss.backward()
+    loss = loss.detach()
+    grads = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+    devices.sum_in_place([*grads, loss, correct])
     optimizer.defaults["lr"].copy_(step.lr)
     update_fn(step.ema_decay)
-    return loss.detach(), correct
+    return loss, correct
 
 
 @torch.no_grad()
@@ -95,20 +100,21 @@ def update_parameters(
     optimizer: torch.optim.Optimizer,
     model: ConvNet,
     ema: ConvNet | None,
-    grid: float | None,
+    on_grid: bool,
     ema_decay: Tensor,
 ) -> None:
     """Take the optimizer's step; then ema <- decay ema + (1 - decay) model, parameters and statistics.
 
-    Round the new state to the grid if there is one.
+    Round the new state to the grid if it belongs there.
     """
     optimizer.step()
     if ema is not None:
         torch._foreach_lerp_(_floats(ema), _floats(model), 1 - ema_decay)  # pyright: ignore
-    if grid is not None:
-        momentum = [state["momentum_buffer"] for state in optimizer.state.values()]
-        for tensor in (*_floats(model), *(_floats(ema) if ema is not None else ()), *momentum):
-            tensor.copy_(round_to_grid(tensor, grid))
+    if on_grid:
+        for tensor in (*_floats(model), *(_floats(ema) if ema is not None else ())):
+            tensor.copy_(round_to_grid(tensor, STATE))
+        for momentum in (state["momentum_buffer"] for state in optimizer.state.values()):
+            momentum.copy_(round_to_grid(momentum, MOMENTUM))
 
 
 def _floats(model: ConvNet) -> list[Tensor]:
@@ -129,7 +135,9 @@ def select_device(name: str) -> torch.device:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def configure(precision: str) -> None:
@@ -170,8 +178,8 @@ class Trainer:
         loss_fn = partial(
             training_loss, self.model, recipe, self.compute_dtype, self.train_images, self.train_labels
         )
-        grid = PRECISIONS[precision].grid
-        update_fn = partial(update_parameters, self.optimizer, self.model, self.ema, grid)
+        on_grid = PRECISIONS[precision].on_grid
+        update_fn = partial(update_parameters, self.optimizer, self.model, self.ema, on_grid)
         if on_gpu:  # without this, the optimizer waits for the GPU to read its learning rate
             update_fn = compile_if_possible(update_fn)
         step_fn = partial(train_step, self.optimizer, compile_if_possible(loss_fn), update_fn)
@@ -198,12 +206,13 @@ class Trainer:
 
     def train(self, plan: Plan, advance: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
         """Take the plan's steps; returns loss and number of correct predictions of each."""
-        self.loop.load(plan)
+        self.loop.load(plan.share(devices.index(), devices.count()))
         self.model.train()
-        for _ in range(plan.steps):
-            self.loop.step()
-            advance(1)
-        return self.loop.results(plan.steps)
+        with devices.raise_if_lost():
+            for _ in range(plan.steps):
+                self.loop.step()
+                advance(1)
+            return self.loop.results(plan.steps)
 
     def predict(self) -> np.ndarray:
         """Logits (N, 10) of the validation images, by the averaged weights if there are any."""
@@ -228,7 +237,7 @@ FRAMEWORK = Framework("torch", ("torch", "torchvision", "numpy"), Trainer, read_
 
 def main(options: TrainOptions) -> None:
     """Train as the command line says."""
-    train(options, FRAMEWORK)
+    devices.run(options, FRAMEWORK)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""One run on several devices. Each has a process of its own, which takes its share of every batch."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, distributed
+
+from recipe.errors import UserError
+from recipe.options import TrainOptions
+from recipe.run import Framework, prepare, train
+
+
+def count() -> int:
+    """The number of devices of this run."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def index() -> int:
+    """The number of this device, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over devices. The loss is a sum over devices too, so a gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(_: object, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: object, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return sum_over_devices(grad)
+
+
+def sum_over_devices(x: Tensor) -> Tensor:
+    """The sum of all devices' tensors, with the same bits on each; with one device the tensor itself."""
+    return _Sum.apply(x) if count() > 1 else x  # pyright: ignore[reportReturnType]
+
+
+def sum_in_place(tensors: list[Tensor]) -> None:
+    """Replace each tensor by the sum of all devices' tensors, in one exchange."""
+    if count() > 1:
+        flat = sum_over_devices(torch.cat([tensor.flatten().to(tensors[0].dtype) for tensor in tensors]))
+        sums = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, total in zip(tensors, sums, strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+
+@contextmanager
+def raise_if_lost() -> Iterator[None]:
+    """Within it, the error that another process of this run has ended is a `ConnectionError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if count() == 1:
+            raise
+        raise ConnectionError(str(error)) from error
+
+
+def run(options: TrainOptions, framework: Framework) -> None:
+    """Train as the options say, on as many devices as they say, or as torchrun has started processes for.
+
+    Raises:
+        UserError: a user's mistake.
+        SystemExit: the processes that were started here have failed; they said why.
+    """
+    if not distributed.is_torchelastic_launched():
+        if options.devices in (None, 1):
+            train(options, framework)
+        else:
+            prepare(options, framework)  # so that a mistake is told once, and at once
+            _launch(options.devices)
+        return
+    processes = int(os.environ["WORLD_SIZE"])
+    if options.devices not in (None, processes):
+        raise UserError(f"--devices {options.devices}: torchrun started {processes}; leave the option out")
+    on_gpu = options.device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        here, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if here >= gpus:
+            raise UserError(f"PyTorch sees {gpus} CUDA devices for {processes} processes; try --device cpu")
+        torch.cuda.set_device(here)
+    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        train(replace(options, devices=processes), framework, follow=index() > 0)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _launch(devices: int) -> None:
+    """Run this program once for each device and wait. If one process fails, all end; the first says why."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException  # here: they take a second
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    config = LaunchConfig(
+        1, 1, devices, run_id="lockstep", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
+    logging.disable(logging.CRITICAL)  # the launcher's own account of a failure, some forty lines
+    try:
+        elastic_launch(config, sys.executable)("-m", "torch_impl.train", *sys.argv[1:])
+    except ChildFailedError as error:
+        code = error.failures[0].exitcode if 0 in error.failures else 1
+        if code == -9:
+            raise UserError("the first of the run's processes was killed; go on with --resume RUN") from None
+        sys.exit(code if code > 0 else 128 - code)
+    except SignalException as signal:
+        sys.exit(128 + signal.sigval)
