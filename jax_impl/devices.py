@@ -1,19 +1,22 @@
 """One run on several devices, in one process or several. Each takes its share of every batch."""
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from recipe import report
 from recipe.errors import UserError
 from recipe.options import TrainOptions
 from recipe.plan import Plan
 from recipe.run import Framework, train
+from recipe.signals import exit_code
 
 AXIS = "devices"
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long is lost
@@ -93,7 +96,19 @@ def run(options: TrainOptions, framework: Framework) -> None:
         jax.config.update("jax_num_cpu_devices", devices)
     if devices > 1:
         _make_mesh(devices, options.device)
-    train(options, framework, follow=several and jax.process_index() > 0)
+    try:
+        train(options, framework, follow=several and jax.process_index() > 0)
+    except (UserError, KeyboardInterrupt) as error:
+        if several:
+            code = exit_code(error) if isinstance(error, KeyboardInterrupt) else 2
+            atexit.register(_leave, code)
+        raise
+
+
+def _leave(code: int) -> NoReturn:
+    """End before JAX does, which would wait for the other processes and abort if one is lost."""
+    report.screen.flush()
+    os._exit(code)
 
 
 def _read_number(variable: str) -> int | None:

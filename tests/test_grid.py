@@ -6,18 +6,14 @@ import torch
 
 from recipe.checkpoint import load_checkpoint, state_digest
 from recipe.grid import MOMENTUM, STATE, round_to_grid
-from tests.helpers import FRAMEWORKS, train_digits
-
-# Of the short run in docs/lockstep.md. Whoever gets another one has another run.
-DIGEST = "0338215fc05ee6f298549d18c4bd05f909e8914606f97c2add63886b9af2ce9e"
-SHORT = {"network": "net9954", "recipe": "tuned", "epochs": 2, "batch": None, "precision": "bitwise"}
+from tests.helpers import BITWISE, DIGEST, FRAMEWORKS, train_digits
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The short run of each framework."""
     return {
-        name: load_checkpoint(train_digits(framework, tmp_path_factory.mktemp(name) / "run", **SHORT))
+        name: load_checkpoint(train_digits(framework, tmp_path_factory.mktemp(name) / "run", **BITWISE))
         for name, framework in FRAMEWORKS.items()
     }
 
@@ -35,7 +31,7 @@ def test_both_frameworks_end_in_the_same_bits(runs):
 def test_without_the_grid_the_bits_differ(tmp_path):
     digests = {
         load_checkpoint(
-            train_digits(framework, tmp_path / name, **SHORT | {"precision": "float64", "max_steps": 5})
+            train_digits(framework, tmp_path / name, **BITWISE | {"precision": "float64", "max_steps": 5})
         ).metrics[-1]["digest"]
         for name, framework in FRAMEWORKS.items()
     }
@@ -46,7 +42,7 @@ def test_one_thread_ends_in_the_same_bits(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 2)
     try:
-        path = train_digits(FRAMEWORKS["torch"], tmp_path / "run", **SHORT)
+        path = train_digits(FRAMEWORKS["torch"], tmp_path / "run", **BITWISE)
     finally:
         torch.set_num_threads(threads)
     assert load_checkpoint(path).metrics[-1]["digest"] == DIGEST
@@ -55,8 +51,8 @@ def test_one_thread_ends_in_the_same_bits(tmp_path):
 @pytest.mark.parametrize("order", [("torch", "jax"), ("jax", "torch")], ids="-".join)
 def test_half_in_one_framework_and_half_in_the_other(order, tmp_path):
     first, second = order
-    half = train_digits(FRAMEWORKS[first], tmp_path / "run", **SHORT, max_steps=30)  # mid-epoch
-    path = train_digits(FRAMEWORKS[second], tmp_path / "run", **SHORT, resume=half)
+    half = train_digits(FRAMEWORKS[first], tmp_path / "run", **BITWISE, max_steps=30)  # mid-epoch
+    path = train_digits(FRAMEWORKS[second], tmp_path / "run", **BITWISE, resume=half)
     assert load_checkpoint(path).metrics[-1]["digest"] == DIGEST
 
 

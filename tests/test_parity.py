@@ -23,28 +23,14 @@ from recipe.chance import initial_weights
 from recipe.data import Split
 from recipe.networks import (
     NETWORKS,
-    Average,
-    Conv,
-    Dropout,
-    MaxPool,
     Network,
-    Norm,
-    Relu,
-    build_network,
     get_network,
 )
 from recipe.plan import Plan
 from recipe.recipes import RECIPES, Recipe, get_recipe, learning_rates
+from tests.helpers import TINY, TINY_RECIPE
 
 LOSS_BOUND, TENSOR_BOUND = 1e-10, 1e-9  # absolute; relative to the norm
-
-# Every kind of layer once, a padded and a shrinking convolution, a bias: for XLA it is five times faster to
-# compile than net10040. The recipe has weight decay, an average and, like everything here, chance.
-TINY = build_network(
-    "tiny",
-    [Conv(4, pad=1, bias=False), Norm(), Relu(), MaxPool(), Dropout(), Conv(10), Average()],
-)
-TINY_RECIPE = turn_everything_on(get_recipe("net10040", "tuned"))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,10 +89,8 @@ def run(options: TrainOptions, framework: Framework) -> None:
             raise UserError(f"PyTorch sees {gpus} CUDA devices for {processes} processes; try --device cpu")
         torch.cuda.set_device(here)
     distributed.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        train(replace(options, devices=processes), framework, follow=index() > 0)
-    finally:
-        distributed.destroy_process_group()
+    train(replace(options, devices=processes), framework, follow=index() > 0)
+    distributed.destroy_process_group()  # not after a failure, when it might wait for what is gone
 
 
 def _launch(devices: int) -> None:
@@ -108,9 +107,8 @@ def _launch(devices: int) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", "torch_impl.train", *sys.argv[1:])
     except ChildFailedError as error:
-        code = error.failures[0].exitcode if 0 in error.failures else 1
-        if code == -9:
+        if 0 in error.failures and error.failures[0].exitcode == -signal.SIGKILL:
             raise UserError("the first of the run's processes was killed; go on with --resume RUN") from None
-        sys.exit(code if code > 0 else 128 - code)
-    except SignalException as signal:
-        sys.exit(128 + signal.sigval)
+        sys.exit(2)  # the first process has said why, before the others or the launcher ended it
+    except SignalException as end:
+        sys.exit(128 + end.sigval)

@@ -1,0 +1,189 @@
+"""--devices N: the run of one device, on several; what a process does that has lost another."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lockstep.runs import relative_difference
+from recipe.checkpoint import FILE_NAME, load_checkpoint
+from recipe.errors import UserError
+from recipe.plan import make_plan
+from recipe.run import prepare
+from tests import device_steps, fake
+from tests.helpers import BITWISE, DIGEST, FRAMEWORKS, ROOT, TINY, TINY_RECIPE, train_digits
+
+LOSS_BOUND, TENSOR_BOUND = 1e-12, 1e-10  # float64 rounds at 1e-16; the faults give 1e-4 and more
+MINUTE = 60
+SHORT = ["--network", "net9954", "--dataset", "digits", "--epochs", "2", "--precision", "bitwise"]
+FREE_PORT = 29_517  # of JAX's coordinator in these tests
+
+pytestmark = pytest.mark.subprocess
+
+
+def test_the_shares_of_a_plan_are_its_batches():
+    plan = make_plan(TINY, TINY_RECIPE, 0, 640, 0, 10)
+    shares = [plan.share(device, 4) for device in range(4)]
+    for name in ("indices", "affine"):
+        parts = [getattr(share, name) for share in shares]
+        assert {part.shape[1] for part in parts} == {16}
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1), getattr(plan, name))
+    np.testing.assert_array_equal(shares[3].dropout_keys, plan.dropout_keys)
+
+
+def take_steps(framework: str, devices: int, folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Losses and tensors after a few steps on several devices, by fault."""
+    command = [sys.executable, "-m", "tests.device_steps", framework, str(devices), str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return {path.stem: dict(np.load(path)) for path in folder.glob("*.npz")}
+
+
+@pytest.fixture(scope="module", params=FRAMEWORKS)
+def steps(request, tmp_path_factory):
+    """The framework's name, the steps on one device, and those on two by fault."""
+    folder = tmp_path_factory.mktemp(request.param) / "two"
+    return request.param, device_steps.train(request.param), take_steps(request.param, 2, folder)
+
+
+def differences(run, reference):
+    """The largest difference of a loss, and the largest of a tensor, relative to its norm."""
+    tensors = run.keys() - {"losses", "correct"}
+    assert run.keys() == reference.keys()
+    assert tensors
+    loss = np.abs(run["losses"] - reference["losses"]).max()
+    return loss, max(relative_difference(run[name], reference[name]) for name in tensors)
+
+
+def check_equal(run, reference):
+    loss, tensor = differences(run, reference)
+    assert loss <= LOSS_BOUND
+    assert tensor <= TENSOR_BOUND
+    np.testing.assert_array_equal(run["correct"], reference["correct"])
+
+
+def test_two_devices_take_the_steps_of_one(steps):
+    _, one, two = steps
+    check_equal(two["none"], one)
+
+
+@pytest.mark.slow
+def test_four_devices_take_the_steps_of_one(steps, tmp_path):
+    framework, one, _ = steps
+    check_equal(take_steps(framework, 4, tmp_path / "four")["none"], one)
+
+
+@pytest.mark.parametrize("fault", sorted(device_steps.FAULTS.keys() - {"none"}))
+def test_a_deliberate_fault_is_found(steps, fault):
+    framework, one, two = steps
+    if (framework, fault) == ("jax", "unequal_shares"):
+        pytest.skip("sharding makes equal shares")
+    loss, tensor = differences(two[fault], one)
+    assert max(loss / LOSS_BOUND, tensor / TENSOR_BOUND) > 1000
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused():
+    with pytest.raises(UserError, match="--devices 3 does not divide the batch of 128 images"):
+        prepare(dataclasses.replace(fake.OPTIONS, devices=3), fake.FRAMEWORK)
+
+
+def start(framework: str, *arguments: str, **variables: str) -> subprocess.Popen:
+    """Train in a process of its own, eagerly; PyTorch's compiler has its own test."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"{framework}_impl.train", *SHORT, *arguments],
+        cwd=ROOT,
+        env={name: text for name, text in os.environ.items() if name != "OMP_NUM_THREADS"} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def check_digest(out: Path) -> None:
+    assert load_checkpoint(out / FILE_NAME).metrics[-1]["digest"] == DIGEST
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_two_devices_end_in_the_bits_of_one(framework, tmp_path):
+    process = start(framework, "--devices", "2", "--out", str(tmp_path / "run"))
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    check_digest(tmp_path / "run")
+    assert output.count("final validation accuracy") == 1  # only the first process reports
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize("framework", ["torch"])
+def test_a_run_that_loses_a_process_says_so_and_goes_on_with_one_device(framework, tmp_path):
+    out = tmp_path / "run"
+    launcher = start(framework, "--devices", "2", "--out", str(out))
+    wait_for(out / FILE_NAME, launcher)
+    children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    _, errors = launcher.communicate(timeout=MINUTE)
+    assert launcher.returncode == 2
+    (line,) = errors.splitlines()
+    assert line.startswith("error: another process of this run has ended")
+    assert f"go on with --resume {out}" in line
+    train_digits(FRAMEWORKS["jax"], out, **BITWISE, resume=out)
+    check_digest(out)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def start_two(tmp_path: Path) -> list[subprocess.Popen]:
+    """Two processes of JAX with one device each."""
+    variables = {"JAX_COORDINATOR_ADDRESS": f"localhost:{FREE_PORT}", "JAX_NUM_PROCESSES": "2"}
+    return [
+        start("jax", "--devices", "2", "--out", str(tmp_path / "run"), JAX_PROCESS_ID=number, **variables)
+        for number in "01"
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_of_jax_end_in_the_bits_of_one(tmp_path):
+    for process in start_two(tmp_path):
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    check_digest(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_process_of_jax_that_loses_another_says_so(tmp_path):
+    first, second = start_two(tmp_path)
+    wait_for(tmp_path / "run" / FILE_NAME, first)
+    second.kill()
+    _, errors = first.communicate(timeout=MINUTE)
+    assert first.returncode == 2
+    assert errors.splitlines()[-1].startswith("error: another process of this run has ended")
+    second.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", [{"TORCHDYNAMO_DISABLE": "1"}, {"TORCHDYNAMO_DISABLE": "0"}], ids=str)
+def test_four_processes_of_torchrun_end_in_the_bits_of_one(variables, tmp_path):
+    command = ["torch.distributed.run", "--nproc-per-node", "4", "-m", "torch_impl.train", *SHORT]
+    subprocess.run(
+        [sys.executable, "-m", *command, "--out", str(tmp_path / "run")],
+        cwd=ROOT,
+        env=os.environ | variables,
+        check=True,
+    )
+    check_digest(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_four_devices_of_jax_end_in_the_bits_of_one(tmp_path):
+    process = start("jax", "--devices", "4", "--out", str(tmp_path / "run"))
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    check_digest(tmp_path / "run")
