@@ -9,6 +9,7 @@ from rich.table import Table
 from lockstep import figure
 from lockstep.runs import KINDS, Comparison, run_lockstep, summarise, turn_everything_on
 from recipe import data, record, report
+from recipe.checkpoint import state_digest
 from recipe.cli import check_range, optional, run_command
 from recipe.files import write_atomically
 from recipe.networks import NETWORKS, get_network
@@ -96,6 +97,9 @@ def main(options: LockstepOptions) -> None:
         "device": trainers[0].device_name,
         "steps": steps,
         "seconds": round(time.perf_counter() - began, 1),
+        "state_numbers": sum(tensor.size for tensor in trainers[0].tensors().values()),
+        "torch_digest": state_digest(trainers[0].tensors()),
+        "jax_digest": state_digest(trainers[1].tensors()),
     } | summarise(comparisons)
     show(row, comparisons)
     path = record.add_rows("lockstep", [row], PACKAGES, options.publish)
@@ -113,14 +117,18 @@ def show(row: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
     for pair in comparisons:
         table.add_column(HEADINGS[pair], justify="right")
     lines = {"loss": "|loss difference|", "loss_rms": "rms of it from step 20"}
-    lines |= {kind: f"{kind}, relative" for kind in KINDS} | {"predictions": "predictions that differ"}
+    lines |= {kind: f"{kind}, relative" for kind in KINDS}
+    lines |= {"unequal": "numbers of the state that differ", "predictions": "predictions that differ"}
     for key, words in lines.items():
         if f"torch_jax_{key}" in row:
             numbers = [row[f"{pair}_{key}"] for pair in comparisons]
             table.add_row(words, *(f"{n:.1e}" if isinstance(n, float) else str(n) for n in numbers))
     report.console.print(table)
     _, name = max(comparisons["torch_jax"].largest.values())
-    report.show_line(f"PyTorch and Flax differ most in {name}")
+    if row["torch_digest"] == row["jax_digest"]:
+        report.show_line(f"both end with SHA-256 {row['torch_digest']}")
+    else:
+        report.show_line(f"PyTorch and Flax differ most in {name}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The picture of a comparison: both loss curves, and how far they are apart."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def bin_series(losses: np.ndarray, comparisons: dict[str, Comparison]) -> Series
 
     Returns:
         ``step``, the middle of each bin; ``torch`` and ``jax``, the mean losses; for each pair that was
-        compared, the largest loss difference.
+        compared, the largest loss difference, and as ``PAIR_unequal`` the largest number of unequal numbers.
     """
     steps = losses.shape[1]
     bins = np.array_split(np.arange(steps), range(0, steps, bin_width(steps)))[1:]
@@ -38,6 +39,7 @@ def bin_series(losses: np.ndarray, comparisons: dict[str, Comparison]) -> Series
     for pair, comparison in comparisons.items():
         difference = np.array(comparison.loss)
         series[pair] = np.array([difference[part].max() for part in bins])
+        series[f"{pair}_unequal"] = np.array([max(comparison.unequal[i] for i in part) for part in bins])
     return series
 
 
@@ -104,4 +106,29 @@ def draw(row: dict[str, Any], series: Series) -> bytes:
     )
     below.legend(loc="upper right", ncols=2, fontsize="small")
     below.xaxis.get_major_locator().set_params(integer=True)
+    return figures.encode_png(figure)
+
+
+def draw_unequal(rows: Sequence[dict[str, Any]], all_series: Sequence[Series]) -> bytes:
+    """Both loss curves of the first run, and how much of the state differs in each run, as PNG bytes.
+
+    Args:
+        rows: the runs' lines in lockstep.jsonl, of one network and recipe in several precisions.
+        all_series: of the same runs.
+    """
+    figure, (above, below) = figures.subplots(2, 1, figsize=(7.5, 5.2), sharex=True)
+    first, series = rows[0], all_series[0]
+    above.plot(series["step"], series["torch"], lw=5, color=PALE, label="PyTorch")
+    above.plot(series["step"], series["jax"], lw=1.2, color=BRIGHT, label="Flax")
+    above.set(ylabel=f"loss, mean of {bin_width(first['steps'])} steps", yscale="log")
+    about = f"{first['network']}, recipe {first['recipe']}, {first['precision']}, {first['dataset']}"
+    above.set_title(f"{about}, {first['steps']:,} steps", loc="left", fontsize="medium")
+    above.legend(loc="upper right")
+    for row, series, color in zip(rows, all_series, (DARK, PALE, BRIGHT), strict=True):
+        unequal = 100 * series["torch_jax_unequal"] / row["state_numbers"]
+        label = f"{row['precision']}: at most {row['torch_jax_unequal']:,}"
+        below.plot(series["step"], unequal, lw=2.5 if color == DARK else 1.5, color=color, label=label)
+    below.set(xlabel="step", ylim=(-5, 130), yticks=[0, 50, 100])
+    below.set_ylabel(f"% of the state's {first['state_numbers']:,} numbers\nthat differ")
+    below.legend(loc="upper right", ncols=len(rows), fontsize="small")
     return figures.encode_png(figure)

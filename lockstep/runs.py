@@ -29,10 +29,12 @@ class Comparison:
     loss: list[float] = field(default_factory=list)  # |difference| at each step
     largest: dict[str, tuple[float, str]] = field(default_factory=dict)  # by kind: see `largest_differences`
     predictions: int = 0  # validation images that the two classify differently at the end
+    unequal: list[int] = field(default_factory=list)  # numbers of the state that differ after each step
 
     def add_step(self, loss: float, tensors: Tensors, reference: Tensors) -> None:
         """Add the loss difference and the tensors of one step."""
         self.loss.append(abs(loss))
+        self.unequal.append(count_unequal(tensors, reference))
         for kind, difference in largest_differences(tensors, reference).items():
             self.largest[kind] = max(difference, self.largest.get(kind, difference))
 
@@ -64,6 +66,12 @@ def largest_differences(tensors: Tensors, reference: Tensors) -> dict[str, tuple
         difference = relative_difference(tensors[name], reference[name]), name
         largest[kind_of(name)] = max(difference, largest.get(kind_of(name), difference))
     return largest
+
+
+def count_unequal(tensors: Tensors, reference: Tensors) -> int:
+    """How many numbers of the state differ; gradients are no part of the state."""
+    names = (name for name in tensors if kind_of(name) != "gradient")
+    return sum(int((tensors[name] != reference[name]).sum()) for name in names)
 
 
 def add_gradients(tensors: Tensors, before: Tensors, momentum: float) -> Tensors:
@@ -147,7 +155,8 @@ def summarise(comparisons: dict[str, Comparison]) -> dict[str, Any]:
     """The comparisons' numbers in one flat dict, each under ``PAIR_NAME``.
 
     ``loss`` is the largest difference over all steps, ``loss_rms`` the root mean square from step `SETTLED`
-    on, each of `KINDS` the largest relative difference of a tensor, ``predictions`` a count.
+    on, each of `KINDS` the largest relative difference of a tensor, ``unequal`` the largest number of unequal
+    numbers in the state, ``predictions`` a count.
     """
     numbers: dict[str, Any] = {}
     for pair, comparison in comparisons.items():
@@ -156,6 +165,7 @@ def summarise(comparisons: dict[str, Comparison]) -> dict[str, Any]:
         numbers[f"{pair}_loss"] = float(loss.max())
         numbers[f"{pair}_loss_rms"] = float(np.sqrt((late**2).mean()))
         numbers |= {f"{pair}_{kind}": difference for kind, (difference, _) in comparison.largest.items()}
+        numbers[f"{pair}_unequal"] = max(comparison.unequal)
         numbers[f"{pair}_predictions"] = comparison.predictions
     return numbers
 
