@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from recipe.checkpoint import load_checkpoint, state_digest
+from recipe.checkpoint import initial_tensors, load_checkpoint, state_digest
 from recipe.grid import MOMENTUM, STATE, round_to_grid
+from recipe.networks import get_network
+from recipe.plan import make_plans, steps_per_epoch
+from recipe.recipes import get_recipe
 from tests.helpers import BITWISE, DIGEST, FRAMEWORKS, train_digits
 
 
@@ -54,6 +57,30 @@ def test_half_in_one_framework_and_half_in_the_other(order, tmp_path):
     half = train_digits(FRAMEWORKS[first], tmp_path / "run", **BITWISE, max_steps=30)  # mid-epoch
     path = train_digits(FRAMEWORKS[second], tmp_path / "run", **BITWISE, resume=half)
     assert load_checkpoint(path).metrics[-1]["digest"] == DIGEST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["tuned", "reference"])
+@pytest.mark.parametrize("name", ["net9954", "net10040"])
+def test_few_roundings_part_in_a_whole_run(name, recipe, mnist):
+    """The expected number, from the differences before rounding in the first steps; see docs/lockstep.md."""
+    network, recipe, steps = get_network(name), get_recipe(name, recipe), 30
+    trainers = [each.trainer(network, recipe, mnist, "cpu", "float64") for each in FRAMEWORKS.values()]
+    state, expected = initial_tensors(network, recipe, 0, "bitwise"), 0.0
+    for plan in make_plans(network, recipe, 0, len(mnist.train_images), 0, steps):
+        for step in range(steps):
+            for trainer in trainers:
+                trainer.load(state)
+                trainer.train(plan.part(step, step + 1), lambda _: None)
+            ours, theirs = (trainer.tensors() for trainer in trainers)
+            for key, tensor in ours.items():
+                grid = MOMENTUM if key.startswith("momentum/") else STATE
+                expected += np.abs(tensor - theirs[key]).sum() * grid
+                state[key] = round_to_grid(tensor, grid)
+    whole = steps_per_epoch(recipe, len(mnist.train_images)) * recipe.epochs
+    expected *= whole / steps
+    print(f"{name} {recipe.name}: {expected:.4f} roundings part in {whole:,} steps")
+    assert expected < 0.01
 
 
 def test_the_state_lies_on_the_grid(runs):

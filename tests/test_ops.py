@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import torch_impl.ops
 from jax_impl import ops
 
 BOUND = 1e-12
@@ -89,3 +90,27 @@ def test_batch_norm(offset, rng):
         np.testing.assert_allclose(
             gradient, expected, rtol=0, atol=1e-11 * bound * max(1, np.abs(expected).max())
         )
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_batch_norm_of_pytorch(offset, rng):
+    x, weight, bias, upstream = (
+        torch.from_numpy(array).requires_grad_()
+        for array in (
+            rng.normal(size=(6, 8, 5, 5)) + offset,
+            *rng.normal(size=(2, 8)),
+            rng.normal(size=(6, 8, 5, 5)),
+        )
+    )
+    ours, mean, variance = torch_impl.ops.batch_norm(x, weight, bias, 1e-5)
+    theirs = functional.batch_norm(x, None, None, weight, bias, training=True, eps=1e-5)
+    bound = 1 if offset == 0 else 1e4
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=BOUND * bound * 10)
+    torch.testing.assert_close(mean, x.mean((0, 2, 3)), rtol=BOUND, atol=0)
+    torch.testing.assert_close(variance, x.var((0, 2, 3), correction=0), rtol=1e-11, atol=0)
+    assert not mean.requires_grad
+    inputs = (x, weight, bias)
+    gradients = (torch.autograd.grad(y, inputs, upstream) for y in (ours, theirs))
+    for gradient, expected in zip(*gradients, strict=True):
+        largest = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-11 * bound * largest)

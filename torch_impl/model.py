@@ -12,6 +12,7 @@ from recipe.chance import keep_mask
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
 from recipe.networks import Average, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
 from torch_impl import devices
+from torch_impl.ops import batch_norm
 
 
 class ConvNet(nn.Module):
@@ -81,23 +82,19 @@ def convolve(module: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm whose batch is that of all devices; ``nn.SyncBatchNorm`` does not work on CPUs."""
+    """Batch norm over the images of all devices."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, channels, H, W), normalised over all but the channels."""
-        if not self.training or devices.count() == 1:
+        if not self.training or (devices.count() == 1 and input.dtype != torch.float64):
             return super().forward(input)
-        x = input.to(self.weight.dtype)
-        count = devices.count() * x.numel() // self.num_features
-        mean = devices.sum_over_devices(x.sum((0, 2, 3))) / count
-        centred = x - mean[:, None, None]
-        variance = devices.sum_over_devices(centred.square().sum((0, 2, 3))) / count
-        scale = self.weight * (variance + self.eps).rsqrt()
-        running = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        y, mean, variance = batch_norm(input, self.weight, self.bias, self.eps)
+        count = devices.count() * input.numel() // self.num_features
+        unbiased = variance * (count / (count - 1))
         with torch.no_grad():
-            for old, new in zip(running, (mean, variance * (count / (count - 1))), strict=True):
-                old.lerp_(new, cast(float, self.momentum))
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+            self.get_buffer("running_mean").lerp_(mean, cast(float, self.momentum))
+            self.get_buffer("running_var").lerp_(unbiased, cast(float, self.momentum))
+        return y
 
 
 def number_elements(shape: Shape) -> Tensor:
