@@ -57,7 +57,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     assert (config["framework"], config["device"], config["recipe"]["epochs"]) == ("fake", "cpu", 2)
     assert config["data"]["name"] == "digits"
     assert config["versions"].keys() == {"python", "numpy"}
-    assert config["machine"]["cores"] > 0
+    assert config["machine"]["cores"] > 0 and config["threads"] == 1
 
     checkpoint = load_checkpoint(path)
     assert (checkpoint.step, checkpoint.metrics, checkpoint.config) == (2 * PER_EPOCH, metrics, config)
