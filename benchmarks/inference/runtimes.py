@@ -71,7 +71,7 @@ def load_ncnn(model: Path, threads: int) -> Predict:
         setattr(network.opt, f"use_{option}", False)
     with TemporaryDirectory(prefix="lockstep-") as folder:
         shutil.copy(model, Path(folder) / "model.onnx")  # it writes ten files beside the model
-        converter = Path(pnnx.__file__).parent / "pnnx"
+        converter = Path(str(pnnx.__file__)).parent / "pnnx"
         _run(converter, "model.onnx", "inputshape=[1,1,28,28]", "fp16=0", folder=folder)
         network.load_param(f"{folder}/model.ncnn.param")
         network.load_model(f"{folder}/model.ncnn.bin")
@@ -140,11 +140,12 @@ def load_onnx2torch(model: Path, threads: int) -> Predict:
     import torch
 
     torch.set_num_threads(threads)
-    network = onnx2torch.convert(str(model)).eval()
+    network: Any = onnx2torch.convert(str(model)).eval()
 
     def predict(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return network(torch.from_numpy(images))[0].numpy()
+            logits, _ = network(torch.from_numpy(images))
+            return logits.numpy()
 
     return predict
 
