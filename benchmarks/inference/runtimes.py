@@ -173,7 +173,7 @@ def load_reference(model: Path, threads: int) -> Predict:
     from onnx.reference import ReferenceEvaluator
 
     network = ReferenceEvaluator(str(model))
-    return lambda images: np.asarray(network.run(["logits"], {"image": images})[0])
+    return lambda images: np.asarray(network.run(["logits"], {"image": images})[0])  # pyright: ignore[reportArgumentType]
 
 
 def load_web(model: Path, threads: int) -> Predict:
