@@ -29,6 +29,7 @@ ACCURACY = "python -m benchmarks.accuracy --network NETWORK"
 TUNING = "python -m benchmarks.accuracy.tuning --network NETWORK --changes CHANGES"
 TRAINING = "python -m benchmarks.training"
 INFERENCE = "python -m benchmarks.inference --model FILE.onnx --also FILE-int8.onnx"
+RUNTIMES = f"{INFERENCE} --runtimes --batches 1"
 TRIAL_HEADER = "network | changes | parameters | seeds | loss | accuracy | tta | training loss"
 TRIAL_LINE = (
     "`{network}` | {changes} | {parameters:,} | {seeds} | {val_loss:.4f} | {final:.2f} | {tta:.2f} "
@@ -149,6 +150,14 @@ PAGES = {
             "`{network}` | {engine} | {bytes:,} | {nodes} | {accuracy:.2%} | {largest_difference:.1e} "
             "| {same_class:,} of {images:,}",
             INFERENCE,
+        ),
+        Table(
+            "runtimes",
+            rows.runtimes,
+            "network | runtime | same class | largest difference | batch 1, us (ratio) | accuracy of int8",
+            "`{network}` | {runtime} | {same_class:,} of {images:,} | {largest_difference:.1e} "
+            "| {p50_us:,.0f} ({ratio:.2f}) | {int8}",
+            RUNTIMES,
         ),
     ],
     "docs/reliability.md": [

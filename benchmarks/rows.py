@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy.equivalence import MARGIN, compare_frameworks, pairs_needed
+from benchmarks.inference.runtimes import RUNTIMES
 from benchmarks.training.contenders import LABELS
 from lockstep.runs import largest_tensor_difference
 from recipe.networks import NETWORKS, get_network
@@ -136,6 +137,28 @@ def files() -> list[Row]:
     rows = newest("inference", "network", "engine", threads=1, batch=1)
     rows = [row for row in rows if row["engine"].startswith(("onnxruntime", "torch.onnx.export"))]
     return sorted(rows, key=lambda row: row["network"])
+
+
+def runtimes() -> list[Row]:
+    """Each of the other runtimes on one image at a time, and the accuracy of the int8 file in it."""
+    rows = {
+        (row["network"], row["engine"]): row
+        for row in newest("runtimes", "network", "engine", threads=1, batch=1)
+    }
+    shown = []
+    for (network, engine), row in rows.items():
+        if engine == "onnxruntime" or engine.endswith(" int8"):
+            continue
+        int8 = rows.get((network, f"{engine} int8"))
+        package = RUNTIMES[engine][0] if engine in RUNTIMES else engine.split("-")[0]
+        version = row["versions"].get(package, "")
+        details = {
+            "runtime": f"{engine} {version}".strip(),
+            "int8": "no" if int8 is None else f"{int8['accuracy']:.2%}",
+            "rows": [row] if int8 is None else [row, int8],
+        }
+        shown.append(row | details)
+    return sorted(shown, key=lambda row: row["network"])
 
 
 def determinism() -> list[Row]:

@@ -24,6 +24,7 @@ from recipe.networks import Network
 from recipe.options import TrainOptions
 from recipe.plan import Plan
 from recipe.recipes import PRECISIONS, Recipe
+from recipe.record import count_cores
 from recipe.run import Framework
 from recipe.warp import SIDE, UNIT, crop, pad, warp
 
@@ -170,6 +171,7 @@ class Trainer:
         self.network, self.recipe = network, recipe
         self.device = select_device(device)
         self.device_name = self.device.device_kind if self.device.platform == "gpu" else "cpu"
+        self.threads = count_cores()
         self.dtype = jnp.dtype(PRECISIONS[precision].dtype)
         self.compute_dtype = jnp.dtype(PRECISIONS[precision].compute_dtype)
         self.train_images = devices.place(pad(split.train_images), self.device)

@@ -3,9 +3,11 @@
 import io
 import itertools
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from itertools import dropwhile, takewhile
 from typing import TypeVar
 
@@ -52,20 +54,26 @@ def _parse(options_type: type[OptionsT], program: str) -> OptionsT:
     for before, word in itertools.pairwise(sys.argv):
         if not word or re.fullmatch(r"--[\w-]+=", word):  # as of an unset variable; it would mean this folder
             raise UserError(f"{word.rstrip('=') or before} has an empty value; see {program} --help")
-    errors = io.StringIO()
+    shown, errors = io.StringIO(), io.StringIO()
     try:
-        with redirect_stderr(errors):
+        with redirect_stdout(shown), redirect_stderr(errors):
             return tyro.cli(options_type, prog=program)
     except SystemExit as end:
         if not end.code:  # --help
+            report.screen.write(_wrap_usage(shown.getvalue()))
             report.screen.flush()  # here, where a closed pipe is no error
             raise
-    except BrokenPipeError:  # nobody reads the help
-        report.screen.flush()
-        sys.exit(0)
     except (AssertionError, IndexError, OSError) as error:  # of its own option --tyro-write-completion
         raise UserError(f"{error}; see {program} --help") from None
     raise UserError(f"{_unbox(errors.getvalue())}; see {program} --help")
+
+
+def _wrap_usage(text: str) -> str:
+    """A help text with its first line, which tyro does not wrap, on several lines."""
+    usage, _, rest = text.partition("\n")
+    if not usage.startswith("usage:"):  # but the completion of a shell
+        return text
+    return f"{textwrap.fill(usage, shutil.get_terminal_size().columns, subsequent_indent=' ' * 7)}\n{rest}"
 
 
 def _unbox(text: str) -> str:

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from recipe.errors import UserError, one_line
 from recipe.figures import draw_curves
 from recipe.files import read_at_most, remove_leftovers, write_atomically
 
-CURVES, CONFIG = "curves.png", "config.json"
+CURVES, CONFIG, LOCK = "curves.png", "config.json", ".lock"
 MAX_CONFIG_BYTES = 2**20
 FILES = (checkpoints.FILE_NAME, CONFIG, "losses.npy", "metrics.jsonl", CURVES)
 
@@ -93,15 +93,7 @@ def open_folder(path: Path, resume: Path | None) -> Iterator[RunFolder]:
     Raises:
         UserError: it cannot be written, another process is running in it, or it holds a run already.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / ".lock", blocking=False)
-        held = lock.acquire()
-    except Timeout:
-        raise UserError(f"another run is at work in {path}; wait for it or choose another --out") from None
-    except OSError as error:
-        raise _unusable(path, error) from None
-    with held:
+    with _lock(path):
         folder = RunFolder(path)
         if folder.checkpoint.exists() and not is_own(path, resume):
             raise UserError(
@@ -114,6 +106,24 @@ def open_folder(path: Path, resume: Path | None) -> Iterator[RunFolder]:
         except OSError as error:
             raise _unusable(path, error) from None
         yield folder
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Make a folder and lock it, by a file in it that is removed before the lock is released."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path / LOCK, blocking=False).acquire()
+    except Timeout:
+        raise UserError(f"another run is at work in {path}; wait for it or choose another --out") from None
+    except OSError as error:
+        raise _unusable(path, error) from None
+    with held:
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (path / LOCK).unlink()
 
 
 def _dataset(path: Path) -> str:

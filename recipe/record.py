@@ -184,7 +184,11 @@ def _gpu() -> str | None:
 
 def _machine_key(path: Path) -> str:
     """The key of this machine in a `machines.json`, which gets a new entry for a new machine."""
-    machines: dict[str, Row] = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        content = json.loads(path.read_text()) if path.exists() else {}
+        machines: dict[str, Row] = {key: dict(machine) for key, machine in content.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"{path} is no list of machines in JSON; delete it, or restore it with git") from None
     current = describe_machine()
     for key, machine in machines.items():
         if machine == current:

@@ -31,6 +31,7 @@ class Trainer(Protocol):
     """One framework's model, optimizer and data on one device."""
 
     device_name: str
+    threads: int  # that it computes with, on a CPU
 
     def load(self, tensors: Tensors) -> None:
         """Set parameters, statistics, momentum and average, by canonical name."""
@@ -121,7 +122,10 @@ def train(options: TrainOptions, framework: Framework, follow: bool = False) -> 
     if follow:
         _follow(run, trainer)
         return
-    config = _config(options, run, framework) | {"device": trainer.device_name}
+    config = _config(options, run, framework) | {
+        "device": trainer.device_name,
+        "threads": trainer.threads,
+    }
     with open_folder(run.out, run.resume) as folder, _report_interruption(folder):
         if run.start and run.resume and load_checkpoint(run.resume).step != run.start.step:
             raise UserError(f"another run has just gone on from {run.resume}; start again")

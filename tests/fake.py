@@ -26,6 +26,7 @@ class Trainer:
     """Moves every weight a little, depending on all that the plan says, so that no step can be left out."""
 
     device_name = "cpu"
+    threads = 1
 
     def __init__(self, network: Network, recipe: Recipe, split: Split, device: str, precision: str):
         self.state: Tensors = {}

@@ -187,7 +187,7 @@ def is_identical(folder: Path, expected: Checkpoint) -> bool:
     losses = np.load(folder / "losses.npy", allow_pickle=False)
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return (
-        {path.name for path in folder.iterdir()} - {".lock"} == set(FILES)
+        {path.name for path in folder.iterdir()} == set(FILES)
         and checkpoint.tensors.keys() == expected.tensors.keys()
         and all(
             checkpoint.tensors[name].tobytes() == expected.tensors[name].tobytes()

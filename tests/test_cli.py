@@ -107,6 +107,7 @@ def show_help(options_type: type, monkeypatch, capsys) -> str:
 )
 def test_no_help_shows_what_nobody_can_type(module, options_type, monkeypatch, capsys):
     shown = show_help(getattr(import_module(module), options_type), monkeypatch, capsys)
+    assert max(map(len, shown.splitlines())) <= 80
     words = " ".join(re.sub("[│╭╮╰╯─]", "", shown).split())
     assert "{None}" not in words
     assert not re.search(r"\(default: ?(None)?\)", words)

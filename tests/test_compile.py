@@ -69,20 +69,85 @@ def test_the_compiled_step_is_the_eager_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cores", "busy", "threads"), [(2, 0.2, None), (2, 0.9, 1), (4, 1.1, 3), (4, 9, 1), (1, 1, None)]
+    ("cores", "busy", "trainings", "threads"),
+    [
+        (2, 0.2, 0, None),
+        (2, 0.9, 0, 1),
+        (4, 1.1, 0, 3),
+        (4, 9, 0, 1),
+        (1, 1, 0, None),
+        (2, 0, 1, 1),
+        (16, 1, 1, 8),
+        (16, 12, 1, 4),
+        (2, 0, 5, 1),
+    ],
 )
-def test_pytorch_takes_the_cores_that_are_free(cores, busy, threads, monkeypatch, capsys):
+def test_pytorch_takes_the_cores_that_are_free(cores, busy, trainings, threads, monkeypatch, capsys):
     taken, seconds = [], iter((100.0, 100.0 + busy * compile.SAMPLE_SECONDS))
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(compile, "_busy_seconds", lambda _: next(seconds))
+    monkeypatch.setattr(compile, "_count_trainings", lambda _: trainings)
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
     compile.share_cores.__wrapped__()
     assert taken == [threads] * bool(threads)
-    assert (f"of {cores} cores, so PyTorch takes {threads} thread" in capsys.readouterr().out) == bool(
-        threads
-    )
+    printed = capsys.readouterr().out
+    assert (f"share {cores} cores, so PyTorch takes {threads} thread" in printed) == bool(threads)
+
+
+@pytest.mark.subprocess
+def test_trainings_are_found_in_the_list_of_processes(tmp_path, monkeypatch):
+    """From their start on, before they have imported a framework; a program that only starts one is none."""
+    (tmp_path / "waits.py").write_text("input()")
+    monkeypatch.setattr(compile, "TRAININGS", [[b"-m", b"waits"]])
+    cores = os.sched_getaffinity(0)
+    command = [sys.executable, "-m", "waits", "--seed", "1"]
+    for arguments, found in (command, True), (["env", "sleep", "9", *command], False):
+        with subprocess.Popen(arguments, cwd=tmp_path, stdin=subprocess.PIPE) as process:
+            end = time.monotonic() + (10 if found else 0.5)
+            while not (seen := compile._count_trainings(cores)) and time.monotonic() < end:
+                pass
+            assert seen == found
+            assert compile._count_trainings({10**6}) == 0
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("others", "threads", "notices"),
+    [
+        ([0] * 6, 2, 0),
+        ([0.9] * 6, 2, 1),
+        ([0.9, 0, 0.9, 0, 0.9, 0], 2, 0),
+        ([0, 0, 1, 1, 1, 1], 2, 1),
+        ([1] * 6, 1, 0),
+        ([1] * 6, 3, 0),
+        ([2.9] * 6, 2, 1),
+    ],
+)
+def test_a_run_says_once_that_others_take_its_cores(others, threads, notices, monkeypatch, capsys):
+    """Looks are ten seconds apart, and two in a row decide."""
+    cores = 2 if threads == 2 and max(others) < 2 else 4
+    busy, looks = 100.0, iter(others)
+
+    def used(_):
+        nonlocal busy
+        busy += 10 * next(looks)
+        return busy
+
+    clock = iter(range(1000, 2000, 5))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(compile, "_own_cores", lambda: set(range(cores)))
+    monkeypatch.setattr(compile, "_busy_seconds", used)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "process_time", lambda: 0.0)
+    steps = []
+    step = compile.watch_cores(lambda: steps.append(1))
+    for _ in range(9):
+        step()
+    assert len(steps) == 9
+    printed = capsys.readouterr().out
+    assert printed.count("OMP_NUM_THREADS=1 and --resume") == notices == printed.count("\n")
 
 
 def test_a_number_of_threads_that_is_given_stays(monkeypatch):

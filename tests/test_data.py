@@ -160,6 +160,21 @@ def test_library_missing(twin, monkeypatch):
     assert re.search("torchvision|tensorflow_datasets", loaded.note or "")
 
 
+@pytest.mark.subprocess
+def test_a_torchvision_that_does_not_fit_is_named(tmp_path):
+    """PyTorch without CUDA and torchvision with it raise a RuntimeError that says nothing of the kind."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    program = "import torch_impl.data; torch_impl.data.read_mnist(None)"
+    paths = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    answer = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | paths, capture_output=True, text=True, check=False
+    )
+    message = "torchvision does not fit PyTorch: operator torchvision::nms does not exist; install both"
+    assert f"ImportError: {message}" in answer.stderr
+
+
 # ---------------------------------------------------------------------------------- where MNIST comes from
 
 

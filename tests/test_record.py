@@ -70,3 +70,13 @@ def test_a_record_that_cannot_be_written_is_named():
     (record.RESULTS / "speed.jsonl").mkdir(parents=True)
     with pytest.raises(UserError, match=r"cannot write .*speed\.jsonl: Is a directory"):
         record.add_rows("speed", [{}], [], publish=True)
+
+
+@pytest.mark.parametrize("content", ["damaged", "[]", '{"a": 1}', '{"a": "b"}'])
+def test_a_damaged_list_of_machines_is_named(content):
+    path = record.BENCH / record.MACHINES
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"machines.json is no list of machines in JSON; delete it"):
+        record.add_rows("test", [], (), publish=False)
+    assert path.read_text() == content

@@ -236,8 +236,6 @@ def test_speedups_are_paired_by_round(monkeypatch, tiny):
     assert "speedup" not in script and "speedup" not in jax_row
     assert (torch_row["step_ms"], torch_row["step_ms_low"], torch_row["step_ms_high"]) == (2000, 1000, 3000)
     assert (torch_row["speedup"], torch_row["speedup_low"], torch_row["speedup_high"]) == (2, 1, 4)
-    assert torch_row["script_ms"] == 4000
-    assert jax_row["over_torch"] == 1
     assert torch_row["limit_ms"] == pytest.approx(1e3 * measure.step_flops(OURS) / 1e9, rel=1e-4)
     assert torch_row["times_limit"] == pytest.approx(2000 / torch_row["limit_ms"], rel=1e-4)
 

@@ -18,9 +18,14 @@ def read_mnist(originals: Path | None) -> Dataset:
     Raises:
         UserError: a fault of the folder.
         OSError: the download failed.
-        ImportError: torchvision is not installed.
+        ImportError: torchvision is not installed, or not the build for this PyTorch.
     """
-    from torchvision import datasets  # here, because a run with cached data does without it
+    try:
+        from torchvision import datasets  # here, because a run with cached data does without it
+    except RuntimeError as error:  # as when one of the two was built for CUDA and the other was not
+        raise ImportError(
+            f"torchvision does not fit PyTorch: {error}; install both from one index"
+        ) from error
 
     class MNIST(datasets.MNIST):  # of the same name: torchvision calls the folder after the class
         mirrors: ClassVar = [URL]

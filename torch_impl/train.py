@@ -163,6 +163,7 @@ class Trainer:
         self.device = select_device(device)
         on_gpu = self.device.type == "cuda"
         self.device_name = torch.cuda.get_device_name(self.device) if on_gpu else "cpu"
+        self.threads = torch.get_num_threads()
         self.dtype = getattr(torch, PRECISIONS[precision].dtype)
         self.compute_dtype = getattr(torch, PRECISIONS[precision].compute_dtype)
         self.train_images = torch.from_numpy(pad(split.train_images)).to(self.device)

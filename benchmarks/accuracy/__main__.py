@@ -19,7 +19,7 @@ from recipe.record import Row
 
 @dataclass(frozen=True)
 class AccuracyOptions(record.PublishOptions, DeviceOptions, DataOptions):
-    """Train several seeds in one or both frameworks and compare the accuracies of their last epochs."""
+    """Train several seeds and compare the frameworks' accuracies."""
 
     network: Annotated[str, optional("|".join(NETWORKS), "net10040")] = "net10040"
     """Which network to train."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from benchmarks.inference.engines import ENGINES, Contender, export_with_torch
 from benchmarks.inference.measure import Settings, make_rows, measure
+from benchmarks.inference.runtimes import RUNTIMES
 from benchmarks.workers import Columns, Worker, environment, show_table
 from export.images import load_images
 from export.metadata import get_metadata, weights_sha256
@@ -19,6 +20,7 @@ from recipe.errors import UserError
 from recipe.record import PublishOptions, Row, add_rows, count_cores
 
 PACKAGES = ("onnxruntime", "onnx", "torch", "onnxscript", "jax", "flax", "openvino", "numpy")
+RUNTIME_IMAGES = 1_000  # some of the other runtimes take 50 ms for an image
 TORCH_EXPORT = "torch.onnx.export"
 
 EngineName = Literal[
@@ -34,7 +36,7 @@ EngineName = Literal[
 
 @dataclass(frozen=True)
 class InferenceOptions(PublishOptions):
-    """Time ONNX Runtime, PyTorch, JAX and OpenVINO with the same weights and images, in turns."""
+    """Time ONNX Runtime, PyTorch, JAX and OpenVINO with the same weights."""
 
     model: Annotated[Path | None, optional("FILE", "the newest here and in runs/")] = None
     """ONNX file written by python -m export."""
@@ -44,6 +46,8 @@ class InferenceOptions(PublishOptions):
     """Other ONNX files of the same run to time in ONNX Runtime, such as an int8 one."""
     engines: tuple[EngineName, ...] = get_args(EngineName)
     """What to time; engines that are not installed are left out."""
+    runtimes: bool = False
+    """Time other runtimes that are installed instead, on all the files; goes to runtimes.jsonl."""
     batches: tuple[int, ...] = (1, 64, 1024)
     """Images in one call."""
     threads: tuple[int, ...] = (1,)
@@ -136,14 +140,17 @@ def list_contenders(
         if metadata.get("weights_sha256") != weights:
             raise UserError(f"{path} has other weights than {model}; export it from the same run")
         contenders.append(replace(first, label=f"onnxruntime {metadata['precision']}", model=path))
-    for engine in dict.fromkeys(options.engines):
+    for engine in ("openvino-f32", *RUNTIMES) if options.runtimes else dict.fromkeys(options.engines):
         if engine == TORCH_EXPORT:
             out = folder / f"{model.stem}-torch.onnx"
             with Worker(engine, export_with_torch, checkpoint, out, environment=environment("cpu")):
                 contenders.append(replace(first, label=engine, model=out))
         elif engine != "onnxruntime":
             if importlib.util.find_spec(ENGINES[engine][0][0]):
-                contenders.append(replace(first, label=engine, engine=engine))
+                files = [each for each in contenders if each.engine == "onnxruntime"]
+                for file in files if options.runtimes else [first]:
+                    label = file.label.replace("onnxruntime", engine)
+                    contenders.append(replace(file, label=label, engine=engine))
             else:
                 report.show_notice(f"{engine} is not installed and left out")
     return contenders
@@ -161,13 +168,18 @@ def main(options: InferenceOptions) -> None:
     run = load_checkpoint(checkpoint)
     images = load_images(run, options.data_dir)
     options.check_publishable(images.name)
+    if options.runtimes:
+        labels = None if images.labels is None else images.labels[:RUNTIME_IMAGES]
+        images = replace(images, test=images.test[:RUNTIME_IMAGES], labels=labels)
     if images.note:
         report.show_notice(images.note)
     with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
         contenders = list_contenders(options, model, checkpoint, Path(folder))
         rows = make_rows(*measure(contenders, images.test, settings), run.network, images)
     show(model, settings, rows)
-    report.show_line(f"-> {add_rows('inference', rows, PACKAGES, options.publish)}")
+    name = "runtimes" if options.runtimes else "inference"
+    packages = {*PACKAGES, *(package for package, _, _ in RUNTIMES.values())} - {""}
+    report.show_line(f"-> {add_rows(name, rows, sorted(packages), options.publish)}")
 
 
 def show(model: Path, settings: Settings, rows: list[Row]) -> None:

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.inference.runtimes import RUNTIMES, Predict
 from benchmarks.workers import time_calls, warm_up
-
-Predict = Callable[[np.ndarray], np.ndarray]  # images float32 (N, 1, 28, 28) in 0..1 -> logits (N, 10)
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,11 @@ def load_torch_eager(contender: Contender, threads: int, compiled: bool = False)
             return model(torch.from_numpy(images)).numpy()
 
     return predict
+
+
+def load_runtime(contender: Contender, threads: int) -> Predict:
+    """One of `RUNTIMES` on the file."""
+    return RUNTIMES[contender.engine][2](contender.model, threads)
 
 
 def load_torch_compile(contender: Contender, threads: int) -> Predict:
@@ -133,6 +137,7 @@ ENGINES: dict[str, tuple[tuple[str, ...], Callable[[Contender, int], Predict]]] 
     "jax-jit": (("jax", "jax_impl.model"), load_jax),
     "openvino-f32": (("openvino",), load_openvino),
     "openvino-bf16": (("openvino",), load_openvino_bf16),
+    **{name: ((module,), load_runtime) for name, (_, module, _) in RUNTIMES.items()},
 }
 
 

@@ -138,7 +138,6 @@ def make_rows(
                 "p50_us": float(p50),
                 "p90_us": float(p90),
                 "p99_us": float(p99),
-                "max_us": float(calls.max()) / 1e3,
                 "images_per_second": batch * 1e9 / float(calls.mean()),
                 "ratio": float(np.median(ours / theirs[: len(ours)])),
                 "settled": each.settled[threads, batch],

@@ -25,9 +25,10 @@ Kind = Literal["torch-script", "torch", "jax-script", "jax"]
 
 @dataclass(frozen=True)
 class TrainingOptions(DeviceOptions, DataOptions, PublishOptions):
-    """Time training in both frameworks, beside hand-written scripts that take turns with it.
+    """Time training in both frameworks, beside hand-written scripts.
 
-    By default it times steps and one epoch; --batches, --profile and --time-to-accuracy do something else.
+    By default it times steps and one epoch. With --batches, --profile or
+    --time-to-accuracy it measures something else.
     """
 
     network: Annotated[str | None, optional("|".join(NETWORKS), " and ".join(SCRIPTED))] = None

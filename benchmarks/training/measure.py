@@ -123,13 +123,10 @@ def measure_steps(
         if script := by_kind.get((f"{each.kind}-script", "float32")):
             ratios = np.array(step_ms[script]) / np.array(step_ms[each])
             row |= {
-                "script_ms": float(np.median(step_ms[script])),
                 "speedup": float(np.median(step_ms[script])) / median,
                 "speedup_low": float(ratios.min()),
                 "speedup_high": float(ratios.max()),
             }
-        if each.kind == "jax" and (torch := by_kind.get(("torch", each.precision))):
-            row["over_torch"] = median / float(np.median(step_ms[torch]))
         rows.append(round_figures(row))
     return rows
 
