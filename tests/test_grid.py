@@ -9,7 +9,7 @@ from recipe.grid import MOMENTUM, STATE, round_to_grid
 from recipe.networks import get_network
 from recipe.plan import make_plans, steps_per_epoch
 from recipe.recipes import get_recipe
-from tests.helpers import BITWISE, DIGEST, FRAMEWORKS, train_digits
+from tests.helpers import BITWISE, DIGEST, FRAMEWORKS, ROOT, train_digits
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,11 @@ def test_both_frameworks_end_in_the_same_bits(runs):
     assert len(set(torch_digests)) == 2
     # Losses are not fed back and not rounded: they differ by one forward pass's rounding, at most 5e-14 here.
     np.testing.assert_allclose(runs["torch"].losses, runs["jax"].losses, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/lockstep.md"])
+def test_the_pages_have_the_digest(page):
+    assert DIGEST in (ROOT / page).read_text()
 
 
 def test_without_the_grid_the_bits_differ(tmp_path):

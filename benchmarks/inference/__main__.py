@@ -190,7 +190,7 @@ def show(model: Path, settings: Settings, rows: list[Row]) -> None:
         cells = sorted((row for row in rows if row["threads"] == threads), key=lambda row: row["batch"])
         show_table(f"{model.name}: latency, {report.count(threads, 'thread')}", LATENCIES, cells)
         limit = cells[0]["limit_us"] / cells[0]["batch"]
-        report.show_line(f"limit: {limit:.2f} us an image, its convolutions at the speed of a matrix product")
+        report.show_line(f"limit: {limit:.2f} us an image, its convolutions as fast as a matrix product")
     if not all(row["settled"] for row in rows):
         report.show_line("* still changing after a long warm-up: measure it again when the machine is quiet")
 
