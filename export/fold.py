@@ -13,7 +13,7 @@ import numpy as np
 
 from recipe.checkpoint import Tensors
 from recipe.data import MEAN, STD
-from recipe.networks import Average, Conv, Dropout, MaxPool, Network, Norm, Relu
+from recipe.networks import Average, AvgPool, Conv, Dropout, MaxPool, Network, Norm, Relu
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Plain:
     """An operation without tensors."""
 
     name: str
-    operation: Relu | MaxPool | Average
+    operation: Relu | MaxPool | AvgPool | Average
 
 
 Step = Affine | Convolution | Plain
@@ -68,7 +68,7 @@ def steps_of(network: Network, tensors: Tensors) -> list[Step]:
                 steps.append(Affine(name, scale, shift))
             case Dropout():
                 pass  # the identity in evaluation mode
-            case Relu() | MaxPool() | Average() as operation:
+            case Relu() | MaxPool() | AvgPool() | Average() as operation:
                 steps.append(Plain(name, operation))
     return steps
 
@@ -101,7 +101,7 @@ def _rewrite(first: Step, second: Step) -> list[Step] | None:
             return _fold_before_padding(first, second)
         case Affine(), Plain(operation=MaxPool()):
             return _fold_before_maximum(first, second)
-        case Affine(), Plain(operation=Average()):
+        case Affine(), Plain(operation=AvgPool() | Average()):
             return [second, first]
         case Convolution(), Convolution(pad=0):
             return _merge_convolutions(first, second)

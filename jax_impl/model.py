@@ -9,10 +9,10 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from jax_impl.ops import batch_norm, conv2d, max_pool
+from jax_impl.ops import avg_pool, batch_norm, conv2d, max_pool
 from recipe.chance import keep_mask
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
-from recipe.networks import Average, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
+from recipe.networks import Average, AvgPool, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
 
 
 class ConvNet(nnx.Module):
@@ -49,6 +49,8 @@ class ConvNet(nnx.Module):
                 x = nnx.relu(x)
             elif isinstance(operation, MaxPool):
                 x = max_pool(x)
+            elif isinstance(operation, AvgPool):
+                x = avg_pool(x)
             elif isinstance(operation, Average):
                 x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2), keepdims=True)
             elif isinstance(operation, Dropout):

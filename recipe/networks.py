@@ -47,11 +47,16 @@ class MaxPool:
 
 
 @dataclass(frozen=True)
+class AvgPool:
+    """2x2 mean with stride 2."""
+
+
+@dataclass(frozen=True)
 class Average:
     """Mean over height and width, down to 1x1."""
 
 
-Operation = Conv | Norm | Relu | Dropout | MaxPool | Average
+Operation = Conv | Norm | Relu | Dropout | MaxPool | AvgPool | Average
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ def build_network(name: str, operations: list[Operation]) -> Network:
                 number += 1
                 shrink = kernel - 1 - 2 * pad
                 out = (channels, height - shrink, width - shrink)
-            case MaxPool():
+            case MaxPool() | AvgPool():
                 out = (channels, height // 2, width // 2)
             case Average():
                 out = (channels, 1, 1)

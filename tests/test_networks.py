@@ -16,6 +16,7 @@ from recipe.errors import UserError
 from recipe.networks import (
     NETWORKS,
     Average,
+    AvgPool,
     Conv,
     Dropout,
     MaxPool,
@@ -136,6 +137,8 @@ def test_the_table_says_the_same(name, tables):
 
 
 def letters(operation) -> str:
+    if isinstance(operation, AvgPool):
+        return "P"  # A is the global average
     kind = type(operation).__name__[0]
     if kind != "C":
         return kind

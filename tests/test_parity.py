@@ -24,6 +24,7 @@ from recipe.data import Split
 from recipe.networks import (
     NETWORKS,
     Average,
+    AvgPool,
     Conv,
     Dropout,
     MaxPool,
@@ -42,7 +43,7 @@ LOSS_BOUND, TENSOR_BOUND = 1e-10, 1e-9  # absolute; relative to the norm
 # compile than net10040. The recipe has weight decay, an average and, like everything here, chance.
 TINY = build_network(
     "tiny",
-    [Conv(4, pad=1, bias=False), Norm(), Relu(), MaxPool(), Dropout(), Conv(10), Average()],
+    [Conv(4, pad=1, bias=False), Norm(), Relu(), MaxPool(), Dropout(), AvgPool(), Conv(10), Average()],
 )
 TINY_RECIPE = turn_everything_on(get_recipe("net10040", "tuned"))
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from recipe.chance import keep_mask
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
-from recipe.networks import Average, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
+from recipe.networks import Average, AvgPool, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
 
 
 class ConvNet(nn.Module):
@@ -53,6 +53,8 @@ class ConvNet(nn.Module):
                 x = functional.relu(x)
             elif isinstance(operation, MaxPool):
                 x = functional.max_pool2d(x, 2)
+            elif isinstance(operation, AvgPool):
+                x = functional.avg_pool2d(x, 2)
             elif isinstance(operation, Average):
                 x = x.to(torch.promote_types(x.dtype, torch.float32)).mean((2, 3), keepdim=True)
             elif isinstance(operation, Dropout):

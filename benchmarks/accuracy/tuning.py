@@ -15,6 +15,7 @@ from recipe.cli import check_range, optional, run_command
 from recipe.errors import UserError
 from recipe.networks import (
     Average,
+    AvgPool,
     Conv,
     MaxPool,
     Network,
@@ -28,6 +29,7 @@ from recipe.options import MAX_SEED, DataOptions, DeviceOptions
 from recipe.recipes import Recipe, get_recipe
 
 BASE = get_recipe("net10040", "tuned")  # trials change this recipe
+POOLS = {"pool": MaxPool(), "avgpool": AvgPool(), "average": Average()}
 KEPT = ("final", "val_loss", "train_loss", "tta", "seconds")  # of what a seed measures
 
 
@@ -47,8 +49,8 @@ def parse_network(text: str) -> Network:
     """The network with that name, or with the layers that the text lists.
 
     A number is a 3x3 convolution with padding and that many output channels, ``NxK`` one with a K x K
-    kernel; batch norm and ReLU follow each but the last. ``pool`` is a 2x2 max pool, ``average`` the
-    global average pool.
+    kernel; batch norm and ReLU follow each but the last. ``pool`` is a 2x2 max pool, ``avgpool`` a
+    2x2 average pool, ``average`` the global average pool.
 
     Raises:
         UserError: the text is neither.
@@ -58,15 +60,17 @@ def parse_network(text: str) -> Network:
         return get_network(text)
     operations: list[Operation] = []
     for position, word in enumerate(words):
-        if word in ("pool", "average"):
-            operations.append(MaxPool() if word == "pool" else Average())
+        if word in POOLS:
+            operations.append(POOLS[word])
             continue
         channels, _, kernel = word.partition("x")
         try:
             side = int(kernel or 3)
             operations.append(Conv(int(channels), side, side // 2, bias=False))
         except ValueError:
-            raise UserError(f"--network: {word!r} is no layer; give numbers, NxK, pool or average") from None
+            raise UserError(
+                f"--network: {word!r} is no layer; give numbers, NxK, {', '.join(POOLS)}"
+            ) from None
         if position < max(n for n, other in enumerate(words) if other[0].isdigit()):
             operations += [Norm(), Relu()]
     try:
