@@ -60,8 +60,9 @@ def steps_of(network: Network, tensors: Tensors) -> list[Step]:
         name = layer.name
         match layer.operation:
             case Conv(channels, _, pad, bias):
-                shift = values[f"{name}.bias"] if bias else np.zeros(channels)
-                steps.append(Convolution(name, values[f"{name}.weight"], shift, pad, layer.in_shape[1]))
+                weight = values[f"{layer.owner}.weight"]
+                shift = values[f"{layer.owner}.bias"] if bias else np.zeros(channels)
+                steps.append(Convolution(name, weight, shift, pad, layer.in_shape[1]))
             case Norm(epsilon):
                 scale = values[f"{name}.weight"] / np.sqrt(values[f"{name}.running_var"] + epsilon)
                 shift = values[f"{name}.bias"] - values[f"{name}.running_mean"] * scale

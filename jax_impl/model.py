@@ -44,7 +44,7 @@ class ConvNet(nnx.Module):
         for layer in self.network.layers:
             operation = layer.operation
             if isinstance(operation, Conv | Norm):
-                x = getattr(self, layer.name)(x)
+                x = getattr(self, layer.owner)(x)
             elif isinstance(operation, Relu):
                 x = nnx.relu(x)
             elif isinstance(operation, MaxPool):
@@ -61,10 +61,10 @@ class ConvNet(nnx.Module):
 
 
 def build_layer(layer: Layer) -> nnx.Module | None:
-    """The module that holds a layer's tensors; None for a layer without any."""
+    """The module that holds a layer's own tensors; None for a layer without any."""
     channels = layer.in_shape[0]
     match layer.operation:
-        case Conv(filters, kernel, pad, bias):
+        case Conv(filters, kernel, pad, bias, None):
             return Convolution(channels, filters, kernel, pad, bias)
         case Norm(epsilon, momentum):
             return BatchNorm(channels, epsilon, momentum)

@@ -166,6 +166,10 @@ ORDERS = {
     "norm first, twice and last": [Norm(), Norm(), Conv(10), Relu(), Average(), Norm()],
     "norm between pools": [Conv(4), Relu(), MaxPool(), Norm(), Dropout(), MaxPool(), Conv(10), Average()],
     "norm before average pool and padding": [Conv(4), Relu(), Norm(), AvgPool(), Conv(10, pad=1), Average()],
+    "shared weights": [
+        *[Conv(4, bias=False), Norm(), Conv(4, pad=1), Norm(), Relu(), Conv(4, pad=1, shared=2), Norm()],
+        *[Conv(10), Average()],
+    ],
     "three linear convolutions": [Conv(8), Conv(4, kernel=1), Conv(10, kernel=1), Average()],
     "padding between linear convolutions": [Conv(8, pad=1), Conv(10, kernel=1, pad=1), Average()],
 }

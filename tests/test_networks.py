@@ -151,6 +151,30 @@ def test_layers_are_numbered_by_their_convolution():
     assert names == ["conv1", "norm1", "relu1", "maxpool1", "dropout1", "conv2", "average2"]
 
 
+def test_shared_weights_belong_to_one_layer():
+    network = build_network("shared", [Conv(1), Conv(1, shared=1), Norm(), Conv(10), Average()])
+    assert list(network.parameters) == [
+        *("conv1.weight", "conv1.bias", "norm2.weight", "norm2.bias", "conv3.weight", "conv3.bias")
+    ]
+    assert [layer.owner for layer in network.layers[:3]] == ["conv1", "conv1", "norm2"]
+    assert network.parameter_count == 10 + 2 + 100
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [Conv(4, shared=1)],  # itself
+        [Conv(4, shared=2), Conv(4)],  # a later one
+        [Conv(4), Conv(4, shared=1)],  # four input channels, not one
+        [Conv(4), Conv(4), Conv(4, pad=1, shared=2)],
+        [Conv(4), Conv(4), Conv(4, shared=2), Conv(4, shared=3)],  # one that has no weights itself
+    ],
+)
+def test_weights_that_cannot_be_shared_are_refused(operations):
+    with pytest.raises(ValueError, match="cannot have the weights"):
+        build_network("shared", [*operations, Conv(10), Average()])
+
+
 def test_every_network_keeps_to_the_task():
     for network in NETWORKS.values():
         assert network.parameter_count < 20_000

@@ -46,7 +46,7 @@ class ConvNet(nn.Module):
         for layer in self.network.layers:
             operation = layer.operation
             if isinstance(operation, Conv):
-                x = convolve(getattr(self, layer.name), x)
+                x = convolve(getattr(self, layer.owner), x)
             elif isinstance(operation, Norm):
                 x = getattr(self, layer.name)(x)
             elif isinstance(operation, Relu):
@@ -65,10 +65,10 @@ class ConvNet(nn.Module):
 
 
 def build_layer(layer: Layer) -> nn.Module | None:
-    """The module that holds a layer's tensors; None for a layer without any."""
+    """The module that holds a layer's own tensors; None for a layer without any."""
     channels = layer.in_shape[0]
     match layer.operation:
-        case Conv(filters, kernel, pad, bias):
+        case Conv(filters, kernel, pad, bias, None):
             return nn.Conv2d(channels, filters, kernel, padding=pad, bias=bias)
         case Norm(epsilon, momentum):
             return nn.BatchNorm2d(channels, eps=epsilon, momentum=momentum)
