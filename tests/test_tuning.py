@@ -59,8 +59,8 @@ def test_letters_share_weights():
 
 
 def test_our_network_is_one_of_the_trials():
-    network = parse_network("13 13 pool 13 13 pool 13 13 13 average 10x1")
-    assert network.layers == NETWORKS["net9555"].layers
+    network = parse_network("16 avgpool 16@a 16@b 16@a 16@b avgpool 16@c 16@d 16@c 16@d average 10x1")
+    assert network.layers == NETWORKS["net9808"].layers
 
 
 @pytest.mark.parametrize(
