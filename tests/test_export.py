@@ -372,7 +372,7 @@ def export_by_jax2onnx(run: Path) -> onnx.ModelProto:
     make_conv = partial(nnx.Conv, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
 
     def make_layer(layer):
-        channels, prefix = layer.in_shape[0], f"{layer.name}."
+        channels, prefix = layer.in_shape[0], f"{layer.owner}."
         tensors = {name.removeprefix(prefix): jnp.asarray(value) for name, value in checkpoint.model.items()}
         match layer.operation:
             case Conv(filters, kernel, pad, bias):
