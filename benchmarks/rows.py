@@ -42,6 +42,7 @@ def newest(file: str, *keys: str, **where: Any) -> list[Row]:
 def seeds(recipe: str) -> list[Row]:
     """The newest measurement of each seed on MNIST, by network."""
     rows = newest("seeds", "network", "framework", "seed", recipe=recipe, dataset="mnist")
+    rows = [row for row in rows if row["network"] in NETWORKS]  # the record has former networks, too
     return sorted(rows, key=lambda row: list(NETWORKS).index(row["network"]))
 
 
@@ -95,6 +96,8 @@ def lockstep_runs() -> list[Row]:
     """The lockstep runs: what was random in them, and the noise floor where it was measured."""
     rows = []
     for row in newest("lockstep", "run"):
+        if row["network"] not in NETWORKS:
+            continue
         parts = {
             f"dropout {row['dropout']:g}": row["dropout"],
             "augmentation": row["augmentation"],

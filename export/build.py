@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.fold import Affine, Convolution, Plain, Step
-from recipe.networks import CLASSES, IMAGE_SHAPE, Average, MaxPool, Network, Relu
+from recipe.networks import CLASSES, IMAGE_SHAPE, Average, AvgPool, MaxPool, Network, Relu
 
 OPSET, IR_VERSION = 17, 8  # ONNX Runtime 1.12 and later read them
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
@@ -51,6 +51,8 @@ def build_model(network: Network, steps: Sequence[Step]) -> onnx.ModelProto:
                 value = node("Relu", name, value)
             case Plain(name, MaxPool()):
                 value = node("MaxPool", name, value, kernel_shape=[2, 2], strides=[2, 2])
+            case Plain(name, AvgPool()):
+                value = node("AveragePool", name, value, kernel_shape=[2, 2], strides=[2, 2])
             case Plain(name, Average()):
                 value = node("GlobalAveragePool", name, value)
     node("Flatten", LOGITS, value, axis=1)

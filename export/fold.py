@@ -13,7 +13,7 @@ import numpy as np
 
 from recipe.checkpoint import Tensors
 from recipe.data import MEAN, STD
-from recipe.networks import Average, Conv, Dropout, MaxPool, Network, Norm, Relu
+from recipe.networks import Average, AvgPool, Conv, Dropout, MaxPool, Network, Norm, Relu
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Plain:
     """An operation without tensors."""
 
     name: str
-    operation: Relu | MaxPool | Average
+    operation: Relu | MaxPool | AvgPool | Average
 
 
 Step = Affine | Convolution | Plain
@@ -60,15 +60,16 @@ def steps_of(network: Network, tensors: Tensors) -> list[Step]:
         name = layer.name
         match layer.operation:
             case Conv(channels, _, pad, bias):
-                shift = values[f"{name}.bias"] if bias else np.zeros(channels)
-                steps.append(Convolution(name, values[f"{name}.weight"], shift, pad, layer.in_shape[1]))
+                weight = values[f"{layer.owner}.weight"]
+                shift = values[f"{layer.owner}.bias"] if bias else np.zeros(channels)
+                steps.append(Convolution(name, weight, shift, pad, layer.in_shape[1]))
             case Norm(epsilon):
                 scale = values[f"{name}.weight"] / np.sqrt(values[f"{name}.running_var"] + epsilon)
                 shift = values[f"{name}.bias"] - values[f"{name}.running_mean"] * scale
                 steps.append(Affine(name, scale, shift))
             case Dropout():
                 pass  # the identity in evaluation mode
-            case Relu() | MaxPool() | Average() as operation:
+            case Relu() | MaxPool() | AvgPool() | Average() as operation:
                 steps.append(Plain(name, operation))
     return steps
 
@@ -101,7 +102,7 @@ def _rewrite(first: Step, second: Step) -> list[Step] | None:
             return _fold_before_padding(first, second)
         case Affine(), Plain(operation=MaxPool()):
             return _fold_before_maximum(first, second)
-        case Affine(), Plain(operation=Average()):
+        case Affine(), Plain(operation=AvgPool() | Average()):
             return [second, first]
         case Convolution(), Convolution(pad=0):
             return _merge_convolutions(first, second)

@@ -49,7 +49,7 @@ def quantize(model: onnx.ModelProto, train_images: np.ndarray) -> onnx.ModelProt
                 Reader(),
                 quant_format=QuantFormat.QDQ,
                 # The other operators, softmax above all, take no time and would only lose accuracy.
-                op_types_to_quantize=["Conv", "Relu", "MaxPool"],
+                op_types_to_quantize=["AveragePool", "Conv", "Relu", "MaxPool"],
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,

@@ -13,7 +13,9 @@ from recipe.networks import CLASSES, IMAGE_SHAPE
 
 MAX_BYTES = 64 * 2**20
 MAX_ELEMENTS = 2**16  # of one image's tensor between two nodes; ours have 12,544
-FLOAT_OPERATORS = {"Add", "Conv", "Flatten", "GlobalAveragePool", "MaxPool", "Mul", "Relu", "Softmax", "Sub"}
+FLOAT_OPERATORS = {
+    "Add", "AveragePool", "Conv", "Flatten", "GlobalAveragePool", "MaxPool", "Mul", "Relu", "Softmax", "Sub"
+}  # fmt: skip
 OPERATORS = FLOAT_OPERATORS | {"DequantizeLinear", "QuantizeLinear"}  # those two only in int8 files
 ATTRIBUTE_FIELDS = {"name", "type", "i", "ints"}  # not a graph, a tensor or a text
 

@@ -10,10 +10,10 @@ from flax import nnx
 from jax import Array, lax
 
 from jax_impl import devices
-from jax_impl.ops import batch_norm, conv2d, max_pool
+from jax_impl.ops import avg_pool, batch_norm, conv2d, max_pool
 from recipe.chance import keep_mask
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
-from recipe.networks import Average, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
+from recipe.networks import Average, AvgPool, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
 
 
 class ConvNet(nnx.Module):
@@ -45,11 +45,13 @@ class ConvNet(nnx.Module):
         for layer in self.network.layers:
             operation = layer.operation
             if isinstance(operation, Conv | Norm):
-                x = getattr(self, layer.name)(x)
+                x = getattr(self, layer.owner)(x)
             elif isinstance(operation, Relu):
                 x = nnx.relu(x)
             elif isinstance(operation, MaxPool):
                 x = max_pool(x)
+            elif isinstance(operation, AvgPool):
+                x = avg_pool(x)
             elif isinstance(operation, Average):
                 x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2), keepdims=True)
             elif isinstance(operation, Dropout):
@@ -60,10 +62,10 @@ class ConvNet(nnx.Module):
 
 
 def build_layer(layer: Layer) -> nnx.Module | None:
-    """The module that holds a layer's tensors; None for a layer without any."""
+    """The module that holds a layer's own tensors; None for a layer without any."""
     channels = layer.in_shape[0]
     match layer.operation:
-        case Conv(filters, kernel, pad, bias):
+        case Conv(filters, kernel, pad, bias, None):
             return Convolution(channels, filters, kernel, pad, bias)
         case Norm(epsilon, momentum):
             return BatchNorm(channels, epsilon, momentum)

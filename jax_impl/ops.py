@@ -1,4 +1,4 @@
-"""Convolution, max pooling and batch normalisation, written so that XLA's CPU backend is fast.
+"""Convolution, pooling and batch normalisation, written so that XLA's CPU backend is fast.
 
 Arrays are NHWC, kernels HWIO. Values and gradients are the textbook ones, to rounding; only the
 order of work differs. python -m benchmarks.training times them.
@@ -98,6 +98,13 @@ def max_pool(x: Array) -> Array:
 
 def _first_max(a: Array, b: Array) -> Array:
     return jnp.where(a >= b, a, b)
+
+
+def avg_pool(x: Array) -> Array:
+    """2x2 mean pooling with stride 2: x (N, H, W, C) -> (N, H//2, W//2, C)."""
+    height, width = (n // 2 for n in x.shape[1:3])
+    blocks = x[:, : 2 * height, : 2 * width].reshape(len(x), height, 2, width, 2, -1)
+    return blocks.mean((2, 4))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

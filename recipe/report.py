@@ -109,6 +109,7 @@ def show_layers(network: Network) -> None:
         if isinstance(operation, Conv):
             side, pad = operation.kernel, f" pad {operation.pad}" if operation.pad else ""
             what = f"{what} {side}x{side}{pad}, {layer.in_shape[0]} -> {operation.channels}"
+            what += f", weights of {layer.owner}" if layer.owner != layer.name else ""
         shape = ", ".join(str(size) for size in layer.out_shape)
         table.add_row(layer.name, what, shape, f"{layer.parameter_count:,}")
     table.add_section()

@@ -12,7 +12,7 @@ import torch_impl.train
 from lockstep.runs import turn_everything_on
 from recipe.checkpoint import FILE_NAME
 from recipe.cli import run_command
-from recipe.networks import Average, Conv, Dropout, MaxPool, Norm, Relu, build_network
+from recipe.networks import Average, AvgPool, Conv, Dropout, MaxPool, Norm, Relu, build_network
 from recipe.options import TrainOptions
 from recipe.recipes import get_recipe
 from recipe.run import Framework, train
@@ -21,11 +21,14 @@ ROOT = Path(__file__).parent.parent
 MNIST_DIR = os.environ.get("MNIST_DIR")  # with the four original files; a test may delete the variable
 FRAMEWORKS = {"torch": torch_impl.train.FRAMEWORK, "jax": jax_impl.train.FRAMEWORK}
 PER_EPOCH = 10  # 1,437 digits in batches of 143
-# Every kind of layer once, a padded and a shrinking convolution, a bias: for XLA it is five times faster to
-# compile than net10040. The recipe has weight decay, an average and, like everything here, chance.
+# Every kind of layer once, a padded and a shrinking convolution, a bias, shared weights: for XLA it is faster
+# to compile than net10040. The recipe has weight decay, an average and, like everything here, chance.
 TINY = build_network(
     "tiny",
-    [Conv(4, pad=1, bias=False), Norm(), Relu(), MaxPool(), Dropout(), Conv(10), Average()],
+    [
+        *[Conv(4, pad=1, bias=False), Norm(), Relu(), MaxPool(), Dropout(), AvgPool()],
+        *[Conv(4), Relu(), Conv(4, shared=2), Conv(10, kernel=1), Average()],
+    ],
 )
 TINY_RECIPE = turn_everything_on(get_recipe("net10040", "tuned"))
 # The short bitwise run in docs/lockstep.md and its digest. Whoever gets another digest has another run.

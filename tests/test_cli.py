@@ -120,7 +120,7 @@ def test_the_help_is_short_and_shows_choices_metavariables_and_defaults(monkeypa
     assert max(map(len, shown.splitlines())) <= 80
     for option in (
         "--device {auto,cpu,cuda}",
-        "--network net10040|net9954|net9555",
+        "--network net10040|net9954|net9808",
         "--split test|holdout",
         "--data-dir DIR",
         "--resume RUN",

@@ -26,7 +26,8 @@ from recipe.networks import (
 )
 
 # Parameters of each convolution and of each batch norm, the shape each convolution gives, and all layers by
-# their first letters: C is a convolution, C1 one with padding, Cb one with biases; M is max pooling.
+# their first letters: C is a convolution, C1 one with padding, Cb one with biases, Cs2 one with the weights
+# of the second; M is max pooling, P average pooling.
 TYPED_IN = {
     "net10040": {
         "conv": [72, 1152, 2304, 128, 1152, 2304, 128, 1152, 1440],
@@ -47,15 +48,15 @@ TYPED_IN = {
         "layers": "CbRN CbRN Cb M D CbRN CbRN M D Cb Cb A",
         "total": 9_954,
     },
-    "net9555": {
-        "conv": [117, 1521, 1521, 1521, 1521, 1521, 1521, 130],
-        "norm": [26, 26, 26, 26, 26, 26, 26],
+    "net9808": {
+        "conv": [144, 2304, 2304, 0, 0, 2304, 2304, 0, 0, 160],
+        "norm": [32, 32, 32, 32, 32, 32, 32, 32, 32],
         "shapes": [
-            (13, 28, 28), (13, 28, 28), (13, 14, 14), (13, 14, 14), (13, 7, 7), (13, 7, 7), (13, 7, 7),
-            (10, 1, 1),
+            (16, 28, 28), (16, 14, 14), (16, 14, 14), (16, 14, 14), (16, 14, 14),
+            (16, 7, 7), (16, 7, 7), (16, 7, 7), (16, 7, 7), (10, 1, 1),
         ],
-        "layers": "C1NR C1NR M C1NR C1NR M C1NR C1NR C1NR A C",
-        "total": 9_555,
+        "layers": "C1NR P C1NR C1NR C1s2NR C1s3NR P C1NR C1NR C1s6NR C1s7NR A C",
+        "total": 9_808,
     },
 }  # fmt: skip
 
@@ -74,6 +75,11 @@ class ConvolutionShapes(TorchFunctionMode):
         return output
 
 
+def own_counts(name: str) -> dict[str, list[int]]:
+    """Parameters of the convolutions and batch norms that have some of their own."""
+    return {kind: [count for count in TYPED_IN[name][kind] if count] for kind in ("conv", "norm")}
+
+
 @pytest.mark.parametrize("name", TYPED_IN)
 def test_torch_model_has_the_layers_typed_in(name):
     model = torch_impl.model.ConvNet(get_network(name), 0.1)
@@ -82,7 +88,7 @@ def test_torch_model_has_the_layers_typed_in(name):
         kind: [sum(p.numel() for p in m.parameters()) for m in modules if isinstance(m, cls)]
         for kind, cls in (("conv", torch.nn.Conv2d), ("norm", torch.nn.BatchNorm2d))
     }
-    assert counts == {kind: TYPED_IN[name][kind] for kind in ("conv", "norm")}
+    assert counts == own_counts(name)
     assert len(modules) == len(counts["conv"]) + len(counts["norm"])
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == TYPED_IN[name]["total"]
     assert not any(isinstance(m, torch.nn.Linear) for m in model.modules())
@@ -105,7 +111,7 @@ def test_flax_model_has_the_layers_typed_in(name):
         for kind, cls in (("conv", jax_impl.model.Convolution), ("norm", jax_impl.model.BatchNorm))
     }
     assert {kind: sorted(count) for kind, count in counts.items()} == {
-        kind: sorted(TYPED_IN[name][kind]) for kind in ("conv", "norm")
+        kind: sorted(count) for kind, count in own_counts(name).items()
     }
     parameters = jax.tree.leaves(nnx.state(model, nnx.Param))
     assert sum(leaf.size for leaf in parameters) == TYPED_IN[name]["total"]
@@ -136,16 +142,41 @@ def test_the_table_says_the_same(name, tables):
 
 
 def letters(operation) -> str:
-    kind = type(operation).__name__[0]
-    if kind != "C":
-        return kind
-    return "C" + (str(operation.pad) if operation.pad else "") + ("b" if operation.bias else "")
+    kind = type(operation).__name__
+    if kind != "Conv":
+        return "P" if kind == "AvgPool" else kind[0]
+    shared = f"s{operation.shared}" if operation.shared else ""
+    return "C" + (str(operation.pad) if operation.pad else "") + ("b" if operation.bias else "") + shared
 
 
 def test_layers_are_numbered_by_their_convolution():
     operations = [Conv(4, pad=1), Norm(), Relu(), MaxPool(), Dropout(), Conv(10, kernel=1), Average()]
     names = [layer.name for layer in build_network("small", operations).layers]
     assert names == ["conv1", "norm1", "relu1", "maxpool1", "dropout1", "conv2", "average2"]
+
+
+def test_shared_weights_belong_to_one_layer():
+    network = build_network("shared", [Conv(1), Conv(1, shared=1), Norm(), Conv(10), Average()])
+    assert list(network.parameters) == [
+        *("conv1.weight", "conv1.bias", "norm2.weight", "norm2.bias", "conv3.weight", "conv3.bias")
+    ]
+    assert [layer.owner for layer in network.layers[:3]] == ["conv1", "conv1", "norm2"]
+    assert network.parameter_count == 10 + 2 + 100
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [Conv(4, shared=1)],  # itself
+        [Conv(4, shared=2), Conv(4)],  # a later one
+        [Conv(4), Conv(4, shared=1)],  # four input channels, not one
+        [Conv(4), Conv(4), Conv(4, pad=1, shared=2)],
+        [Conv(4), Conv(4), Conv(4, shared=2), Conv(4, shared=3)],  # one that has no weights itself
+    ],
+)
+def test_weights_that_cannot_be_shared_are_refused(operations):
+    with pytest.raises(ValueError, match="cannot have the weights"):
+        build_network("shared", [*operations, Conv(10), Average()])
 
 
 def test_every_network_keeps_to_the_task():
@@ -155,7 +186,7 @@ def test_every_network_keeps_to_the_task():
 
 
 def test_unknown_network_is_named():
-    with pytest.raises(UserError, match=r"'net1'.*net10040, net9954, net9555"):
+    with pytest.raises(UserError, match=r"'net1'.*net10040, net9954, net9808"):
         get_network("net1")
 
 

@@ -66,6 +66,18 @@ def test_max_pool_with_ties(side, rng):
     assert_near(pull(jnp.asarray(upstream))[0], from_torch(x_torch.grad))
 
 
+@pytest.mark.parametrize("side", [8, 7])
+def test_avg_pool(side, rng):
+    x = rng.normal(size=(5, side, side, 4))
+    ours, pull = jax.vjp(ops.avg_pool, jnp.asarray(x))
+    x_torch = to_torch(x)
+    theirs = functional.avg_pool2d(x_torch, 2)
+    assert_near(ours, from_torch(theirs))
+    upstream = rng.normal(size=ours.shape)
+    theirs.backward(to_torch(upstream).detach())
+    assert_near(pull(jnp.asarray(upstream))[0], from_torch(x_torch.grad))
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e4])  # at 1e4, E[x^2] - E[x]^2 would lose eight digits
 def test_batch_norm(offset, rng):
     x = rng.normal(size=(6, 5, 5, 8)) + offset

@@ -26,7 +26,7 @@ def test_tables_are_what_the_results_say(page):
 def test_a_figure_that_was_changed_by_hand_is_seen():
     page = "docs/accuracy.md"
     text = (ROOT / page).read_text()
-    changed = re.sub(r"99\.5\d", "99.99", text)
+    changed = re.sub(r"99\.5\d", "99.99", text, count=1)  # the first is in a table
     assert changed != text
     assert fill_page(changed, PAGES[page]) == text
 

@@ -57,8 +57,10 @@ def test_layers_are_shown_with_shapes_and_counts(capsys):
     assert ["conv2", "Conv 3x3, 8 -> 16", "16, 24, 24", "1,168"] in rows
     assert ["maxpool3", "MaxPool", "8, 12, 12", "0"] in rows
     assert ["total", "no fully connected layer", "", "9,954"] in rows
-    report.show_layers(get_network("net9555"))
-    assert "Conv 3x3 pad 1, 1 -> 13" in capsys.readouterr().out
+    report.show_layers(get_network("net9808"))
+    out = capsys.readouterr().out
+    assert "Conv 3x3 pad 1, 1 -> 16" in out
+    assert "Conv 3x3 pad 1, 16 -> 16, weights of conv2" in out
 
 
 @pytest.mark.parametrize("show", [report.show_line, report.show_notice])

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from recipe.chance import keep_mask
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
-from recipe.networks import Average, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
+from recipe.networks import Average, AvgPool, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
 from torch_impl import devices
 from torch_impl.ops import batch_norm
 
@@ -48,13 +48,15 @@ class ConvNet(nn.Module):
         for layer in self.network.layers:
             operation = layer.operation
             if isinstance(operation, Conv):
-                x = convolve(getattr(self, layer.name), x)
+                x = convolve(getattr(self, layer.owner), x)
             elif isinstance(operation, Norm):
                 x = getattr(self, layer.name)(x)
             elif isinstance(operation, Relu):
                 x = functional.relu(x)
             elif isinstance(operation, MaxPool):
                 x = functional.max_pool2d(x, 2)
+            elif isinstance(operation, AvgPool):
+                x = functional.avg_pool2d(x, 2)
             elif isinstance(operation, Average):
                 x = x.to(torch.promote_types(x.dtype, torch.float32)).mean((2, 3), keepdim=True)
             elif isinstance(operation, Dropout):
@@ -65,10 +67,10 @@ class ConvNet(nn.Module):
 
 
 def build_layer(layer: Layer) -> nn.Module | None:
-    """The module that holds a layer's tensors; None for a layer without any."""
+    """The module that holds a layer's own tensors; None for a layer without any."""
     channels = layer.in_shape[0]
     match layer.operation:
-        case Conv(filters, kernel, pad, bias):
+        case Conv(filters, kernel, pad, bias, None):
             return nn.Conv2d(channels, filters, kernel, padding=pad, bias=bias)
         case Norm(epsilon, momentum):
             return BatchNorm(channels, eps=epsilon, momentum=momentum)

@@ -15,6 +15,7 @@ from recipe.cli import check_range, optional, run_command
 from recipe.errors import UserError
 from recipe.networks import (
     Average,
+    AvgPool,
     Conv,
     MaxPool,
     Network,
@@ -28,6 +29,7 @@ from recipe.options import MAX_SEED, DataOptions, DeviceOptions
 from recipe.recipes import Recipe, get_recipe
 
 BASE = get_recipe("net10040", "tuned")  # trials change this recipe
+POOLS = {"pool": MaxPool(), "avgpool": AvgPool(), "average": Average()}
 KEPT = ("final", "val_loss", "train_loss", "tta", "seconds")  # of what a seed measures
 
 
@@ -47,8 +49,9 @@ def parse_network(text: str) -> Network:
     """The network with that name, or with the layers that the text lists.
 
     A number is a 3x3 convolution with padding and that many output channels, ``NxK`` one with a K x K
-    kernel; batch norm and ReLU follow each but the last. ``pool`` is a 2x2 max pool, ``average`` the
-    global average pool.
+    kernel; batch norm and ReLU follow each but the last. Convolutions with the same letter, such as ``16@a``,
+    share their weights. ``pool`` is a 2x2 max pool, ``avgpool`` a 2x2 average pool, ``average`` the global
+    average pool.
 
     Raises:
         UserError: the text is neither.
@@ -57,16 +60,22 @@ def parse_network(text: str) -> Network:
     if len(words) < 2:
         return get_network(text)
     operations: list[Operation] = []
+    owners: dict[str, int] = {}  # the number of the first convolution of each letter
     for position, word in enumerate(words):
-        if word in ("pool", "average"):
-            operations.append(MaxPool() if word == "pool" else Average())
+        if word in POOLS:
+            operations.append(POOLS[word])
             continue
-        channels, _, kernel = word.partition("x")
+        size, _, letter = word.partition("@")
+        channels, _, kernel = size.partition("x")
         try:
             side = int(kernel or 3)
-            operations.append(Conv(int(channels), side, side // 2, bias=False))
+            operations.append(Conv(int(channels), side, side // 2, bias=False, shared=owners.get(letter)))
         except ValueError:
-            raise UserError(f"--network: {word!r} is no layer; give numbers, NxK, pool or average") from None
+            raise UserError(
+                f"--network: {word!r} is no layer; give numbers, NxK, N@LETTER, {', '.join(POOLS)}"
+            ) from None
+        if letter:
+            owners.setdefault(letter, sum(isinstance(operation, Conv) for operation in operations))
         if position < max(n for n, other in enumerate(words) if other[0].isdigit()):
             operations += [Norm(), Relu()]
     try:
