@@ -51,7 +51,7 @@ export class Drawing {
 
   /** The ink as the networks' preparation takes it: {ink: Uint8Array, side}. */
   read() {
-    this.redraw(false);
+    if (this.#cursor) this.redraw(false);
     const { data } = this.#context.getImageData(0, 0, PIXELS, PIXELS);
     const ink = new Uint8Array(PIXELS * PIXELS);
     for (let i = 0; i < ink.length; i++) ink[i] = data[4 * i + 3]; // how opaque it is
@@ -152,17 +152,22 @@ export class Drawing {
 /** Strokes on a square of `side` pixels, with round ends, smooth between the points. */
 export function drawStrokes(context, strokes, side, colour) {
   context.lineCap = context.lineJoin = "round";
-  context.strokeStyle = colour;
+  context.strokeStyle = context.fillStyle = colour;
   for (const { width, points } of strokes) {
     const at = points.map(([x, y]) => [x * side, y * side]);
     context.lineWidth = width * side;
     context.beginPath();
+    if (at.every(([x, y]) => x === at[0][0] && y === at[0][1])) {
+      context.arc(...at[0], (width * side) / 2, 0, 2 * Math.PI); // a dot; a line without length is none
+      context.fill();
+      continue;
+    }
     context.moveTo(...at[0]);
     for (let i = 1; i < at.length - 1; i++) {
       const middle = [(at[i][0] + at[i + 1][0]) / 2, (at[i][1] + at[i + 1][1]) / 2];
       context.quadraticCurveTo(...at[i], ...middle);
     }
-    context.lineTo(...at.at(-1)); // for a single point, a dot
+    context.lineTo(...at.at(-1));
     context.stroke();
   }
 }

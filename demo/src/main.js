@@ -7,7 +7,7 @@ import { prepare } from "./preparation.js";
 import { AnswerView, MapsView, element, percent, showImage } from "./view.js";
 
 const FRAMEWORKS = { torch: "PyTorch", jax: "Flax" };
-const SURE = 0.6; // the least probability of an answer; see README.md for how it was chosen
+const SURE = 0.9; // the least probability of an answer; see README.md for how it was chosen
 const OWN_FILE = "own";
 
 const find = (id) => document.getElementById(id);
@@ -26,6 +26,7 @@ let finished = true;
 
 function wake(isFinished = true) {
   finished = isFinished;
+  find("answers").setAttribute("aria-busy", "true");
   changed?.();
   changed = null;
 }
@@ -58,16 +59,17 @@ async function answer(isCurrent) {
     answers.push(result);
   }
   if (finished) announce(shown, answers);
-  await nextFrame();
+  if (isCurrent()) find("answers").setAttribute("aria-busy", "false");
+  await nextTask();
   if (!isCurrent()) return;
   for (const { maps, mapsView } of shown) {
     if (find("layers").open) mapsView.show(image && (await (await maps()).maps(image)));
   }
-  if (!image) return;
+  if (!image || !finished) return;
   for (const [index, { model, answerView }] of shown.entries()) {
     for await (const map of occlusion(model, image, answers[index].digit)) {
       answerView.showOcclusion(map, answers[index].digit);
-      await nextFrame();
+      await nextTask();
       if (!isCurrent()) return;
     }
   }
@@ -92,7 +94,8 @@ function announce(shown, answers) {
   find("status").textContent = answers.some(Boolean) ? `${texts.join(". ")}.` : "Nothing is drawn.";
 }
 
-const nextFrame = () => new Promise((resolve) => setTimeout(resolve));
+/** Lets the browser show what there is and take what happened meanwhile. */
+const nextTask = () => new Promise((resolve) => setTimeout(resolve));
 
 // ------------------------------------------------------------------------------------------- the models
 
