@@ -8,8 +8,8 @@ def add_feature_maps(model: onnx.ModelProto) -> list[str]:
     """Make what each layer of an exported model computes an output, behind the ones there are.
 
     A layer's map is its result after the activation, if it has one: that of each ReLU, each max pool, and
-    each convolution without a ReLU. They are those of the folded graph, see `export.fold`: a batch norm behind
-    a ReLU is in the next convolution, and of two merged convolutions there is one map.
+    each convolution without a ReLU. They are those of the folded graph (`export.fold`): a batch norm behind a
+    ReLU is in the next convolution, and of two merged convolutions there is one map.
 
     Args:
         model: float32, from `export.build.build_model`; changed in place.

@@ -21,7 +21,9 @@ def find_strokes(image: np.ndarray) -> list[Stroke]:
         Strokes in a square of side 1 around 0: the longer side of all of them is 1, their middle is 0.
     """
     large = ndimage.zoom(image.astype(np.float64), ENLARGED, order=1, grid_mode=True, mode="grid-constant")
-    paths = [_smooth(np.array(path, float)) for path in _trace(thin(large >= 128))]
+    # Thinning removes a square of two by two pixels altogether; it is a dot.
+    traced = _trace(thin(large >= 128)) or [[ndimage.center_of_mass(image)]]
+    paths = [_smooth(np.array(path, float)) for path in traced]
     points = np.concatenate(paths)
     low, high = points.min(0), points.max(0)
     return [((path - (low + high) / 2) / max(*(high - low), 1e-9))[:, ::-1] for path in paths]

@@ -103,12 +103,6 @@ const tell = (message) => {
   find("message").textContent = message;
 };
 
-/** Load something at the first call only. */
-function once(load) {
-  let loaded;
-  return () => (loaded ??= load());
-}
-
 /** Show the models of a network beside each other, or the own file alone. */
 async function choose(value) {
   const turn = ++opening;
@@ -139,7 +133,10 @@ async function choose(value) {
 
 const loaded = new Map();
 function loadModel(url) {
-  if (!loaded.has(url)) loaded.set(url, Model.fetch(url));
+  if (!loaded.has(url)) {
+    loaded.set(url, Model.fetch(url));
+    loaded.get(url).catch(() => loaded.delete(url)); // so that it is tried again
+  }
   return loaded.get(url);
 }
 
@@ -214,9 +211,9 @@ async function start() {
   addControls();
   try {
     list = (await (await fetch("models/models.json")).json()).models;
-    for (const { network, parameters } of list) {
-      if (find("network").querySelector(`[value=${network}]`)) continue;
-      find("network").append(element("option", { value: network }, `${network}, ${parameters.toLocaleString("en")} parameters`));
+    const sizes = new Map(list.map(({ network, parameters }) => [network, parameters.toLocaleString("en")]));
+    for (const [value, size] of sizes) {
+      find("network").append(element("option", { value }, `${value}, ${size} parameters`));
     }
     await choose(find("network").value);
   } catch (error) {
