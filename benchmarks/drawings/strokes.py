@@ -22,7 +22,7 @@ def find_strokes(image: np.ndarray) -> list[Stroke]:
     """
     large = ndimage.zoom(image.astype(np.float64), ENLARGED, order=1, grid_mode=True, mode="grid-constant")
     # Thinning removes a square of two by two pixels altogether; it is a dot.
-    traced = _trace(thin(large >= 128)) or [[ndimage.center_of_mass(image)]]
+    traced = _trace(thin(np.asarray(large >= 128))) or [[ndimage.center_of_mass(image)]]
     paths = [_smooth(np.array(path, float)) for path in traced]
     points = np.concatenate(paths)
     low, high = points.min(0), points.max(0)

@@ -183,7 +183,7 @@ function addControls() {
     if (event.key === "z" && (event.ctrlKey || event.metaKey)) {
       drawing.undo();
       event.preventDefault();
-    } else if (event.key === "Escape" || event.key === "Delete") {
+    } else if ((event.key === "Escape" || event.key === "Delete") && event.target === find("canvas")) {
       drawing.clear();
     }
   });
