@@ -242,8 +242,11 @@ def test_a_thousand_drawings(site, mnist):
     for row in rows:
         assert row["right"] >= 0.985
         assert row["right_unprepared"] < row["right"] - 0.05
-    assert rows[0]["doubted_scribbles"] > 0.2
-    assert rows[0]["doubted"] < 0.06
+    beside = [row for row in rows if "doubted" in row]
+    assert len(beside) == 2
+    for row in beside:
+        assert row["doubted"] < 0.05
+        assert row["doubted_scribbles"] > 0.3
 
 
 def test_it_says_when_it_is_unsure(visit, rng):
