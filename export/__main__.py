@@ -11,7 +11,7 @@ import onnx
 
 from export.images import Images, load_images
 from export.metadata import DESCRIBED
-from export.pipeline import Export, export
+from export.pipeline import Export, export, with_feature_maps
 from export.verify import BATCHES
 from recipe import report
 from recipe.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
@@ -32,6 +32,8 @@ class ExportOptions:
     """The file to write."""
     int8: bool = False
     """Quantise to int8 (static QDQ, calibrated on training images)."""
+    feature_maps: bool = False
+    """Add an output for the feature maps of each layer, as demo/ shows them."""
     data_dir: Annotated[Path | None, optional("DIR")] = None
     """Folder with the four original MNIST files (or set MNIST_DIR)."""
 
@@ -42,6 +44,8 @@ def main(options: ExportOptions) -> None:
     Raises:
         UserError: a faulty checkpoint, data folder or destination, or a file that could not be verified.
     """
+    if options.int8 and options.feature_maps:
+        raise UserError("--feature-maps are float32; leave out --int8")
     check_destination(options.out)
     checkpoint = load_checkpoint(find_checkpoint(options.checkpoint))
     checkpoint.check_config(*DESCRIBED)
@@ -50,6 +54,8 @@ def main(options: ExportOptions) -> None:
         report.show_notice(images.note)
     try:
         exported = export(checkpoint, images, options.int8)
+        if options.feature_maps:
+            exported = with_feature_maps(exported, images)
     except UserError as error:
         raise UserError(f"{options.out} was not written: {error}") from error
     write_atomically(options.out, exported.content)
@@ -84,6 +90,7 @@ def describe_export(out: Path, checkpoint: Checkpoint, images: Images, exported:
         f"{out}: {checkpoint.network.name} of {framework}, step {checkpoint.step}, "
         f"{len(exported.content):,} bytes, SHA-256 {hashlib.sha256(exported.content).hexdigest()}",
         f"  nodes: {counts}",
+        f"  outputs: {', '.join(value.name for value in model.graph.output)}",
         f"  verified on {result.images:,} {images.name} images in batches of {', '.join(map(str, BATCHES))}",
         f"  largest difference of a logit: {result.difference:.2g} from {framework} in float64, "
         f"{result.difference_float32:.2g} from {framework} in float32, {result.between_batches:.2g} between "

@@ -1,10 +1,14 @@
 """From a checkpoint to a file's content and the proof that it is right."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
 
 from export.build import build_model
 from export.fold import fold, steps_of
 from export.images import Images
+from export.maps import add_feature_maps
 from export.metadata import describe, set_metadata
 from export.quantize import quantize
 from export.source import source_logits
@@ -44,3 +48,20 @@ def export(checkpoint: Checkpoint, images: Images, int8: bool = False) -> Export
     source64 = source_logits(checkpoint, images.test, "float64")
     source32 = source_logits(checkpoint, images.test, "float32")
     return Export(content, verify(content, images.test, source64, source32, int8), accuracy)
+
+
+def with_feature_maps(exported: Export, images: Images) -> Export:
+    """A verified float32 file with the maps of its layers as further outputs.
+
+    Raises:
+        UserError: its logits are not those of the verified file.
+    """
+    model = onnx.load_model_from_string(exported.content)
+    add_feature_maps(model)
+    content = model.SerializeToString(deterministic=True)
+    logits, other = (run_model(each, images.test, BATCHES[-1])[0] for each in (exported.content, content))
+    # Not always the same bits: ONNX Runtime joins operations only where nobody reads what is in between.
+    difference = float(np.abs(logits - other).max())
+    if not difference <= exported.verification.limit:
+        raise UserError(f"with feature maps logits differ by {difference:.2g} from those without")
+    return replace(exported, content=content)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from export.__main__ import ExportOptions, main
 from export.build import build_model
 from export.fold import Affine, Convolution, Plain, Step, fold, multiplications, steps_of
 from export.images import Images, load_images, random_images, to_unit
+from export.maps import add_feature_maps
 from export.metadata import get_metadata, weights_sha256
-from export.pipeline import Export, export
+from export.pipeline import Export, export, with_feature_maps
 from export.quantize import quantize
 from export.source import source_logits
 from export.structure import FLOAT_OPERATORS, check_structure, read_model
@@ -294,6 +296,45 @@ def test_structure(network, tmp_path):
         first, weights = model.graph.node[0], {each.name: each for each in model.graph.initializer}
         assert first.op_type == "Sub"
         assert numpy_helper.to_array(weights[first.input[1]]).item() == np.float32(MEAN)
+
+
+def test_feature_maps(network):
+    """Further outputs: PyTorch's own maps at each ReLU, the layer table's shapes, and the same logits."""
+    images, checkpoint = make_images(), make_checkpoint(network.name)
+    content = with_feature_maps(exported(network.name), images).content
+    session = onnxruntime.InferenceSession(content)
+    names = [output.name for output in session.get_outputs()]
+    assert names[:2] == ["logits", "probabilities"]
+    maps = dict(zip(names, session.run(None, {"image": images.test[:20]}), strict=True))
+    assert_close(maps["logits"], exact_logits(network.name)[:20])
+
+    model, theirs = ConvNet(network, dropout=0.0).eval(), {}
+    load_tensors(model, checkpoint.model)
+
+    def keep(name, module, arguments, result):
+        theirs[name] = torch.relu(result).numpy()
+
+    for before, layer in pairwise(network.layers):
+        if isinstance(layer.operation, Relu):  # which is no module
+            model.get_submodule(before.name).register_forward_hook(partial(keep, layer.name))
+    with torch.inference_mode():
+        model(torch.from_numpy((images.test[:20] - np.float32(MEAN)) / np.float32(STD)))
+    shapes = {layer.name: layer.out_shape for layer in network.layers}
+    assert [name for name in names if name in theirs] == list(theirs)
+    for name in names[2:]:
+        assert maps[name].shape[2:] == shapes[name][1:]
+        if name in theirs:
+            np.testing.assert_allclose(maps[name], theirs[name], rtol=0, atol=2e-5)
+
+
+def test_feature_maps_of_another_function_are_refused(monkeypatch):
+    def change(model):
+        change_weights(model)
+        return add_feature_maps(model)
+
+    monkeypatch.setattr("export.pipeline.add_feature_maps", change)
+    with pytest.raises(UserError, match="with feature maps logits differ by"):
+        with_feature_maps(exported("net9954"), make_images())
 
 
 def test_metadata(network):
@@ -587,8 +628,16 @@ def test_command_line(tmp_path):
     assert "same class as torch: 360 of 360" in answer.stdout
     assert get_metadata(read_model(out)[1])["accuracy_images"] == "360 digits test"
     assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
+    content = out.read_bytes()
     main(ExportOptions(tmp_path / FILE_NAME, out, int8=True))
     assert get_metadata(read_model(out)[1])["precision"] == "int8"
+    with pytest.raises(UserError, match="--feature-maps are float32"):
+        main(ExportOptions(tmp_path / FILE_NAME, out, int8=True, feature_maps=True))
+    main(ExportOptions(tmp_path / FILE_NAME, out, feature_maps=True))
+    model = onnx.load(out)
+    assert len(model.graph.output) == 10
+    del model.graph.output[2:]
+    assert model.SerializeToString(deterministic=True) == content  # all that a file with maps has more
 
 
 def test_without_arguments():

@@ -10,7 +10,12 @@ from benchmarks import __main__ as benchmarks
 from benchmarks.pages import FIGURES, PAGES, PICTURES, ROOT, Table, fill_page, make_table
 from recipe.record import MACHINES, RESULTS, describe_machine, read_rows
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "demo" / "README.md",
+]
 FILES = sorted(RESULTS.glob("*.jsonl"))
 MACHINE_PATHS = re.compile(r"/work/|/home/|/root/|/Users/")
 ROW = {"command": "python -m x --publish", "date": "2026-01-02", "machine": "processor-amx-1"}
@@ -64,7 +69,8 @@ def test_links_and_pictures_lead_somewhere(page: Path):
 
 
 def test_every_picture_is_made_from_the_results():
-    assert {path.name for path in FIGURES.iterdir()} == set(PICTURES)
+    screenshot = {"demo.png"}  # of the page, see demo/README.md
+    assert {path.name for path in FIGURES.iterdir()} == set(PICTURES) | screenshot
     assert len(PICTURES) <= 6
     assert PICTURES["accuracy.png"]().startswith(b"\x89PNG")
 

@@ -1,0 +1,509 @@
+"""The page of demo/, in a browser without a window and without network.
+
+Skipped where there is no Chromium, no Playwright, no npm, or no models/.
+"""
+
+import base64
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from benchmarks.drawings.__main__ import DrawingsOptions, measure, place, scribble
+from benchmarks.drawings.browser import (
+    READY,
+    Visit,
+    answers,
+    canvas_images,
+    draw,
+    find_browser,
+    open_pages,
+    page_logits,
+)
+from benchmarks.drawings.strokes import find_strokes
+from export.images import to_unit
+from export.verify import RELATIVE_TOLERANCE, TOLERANCE, run_model
+from recipe.errors import UserError
+from tests.helpers import ROOT
+
+DEMO, MODELS = ROOT / "demo", ROOT / "models"
+LIST = MODELS / "models.json"
+ENTRIES = json.loads(LIST.read_text())["models"] if LIST.exists() else []
+PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+DESK = {"viewport": {"width": 1180, "height": 900}}
+
+NONE = "\N{EN DASH}"  # what the page shows for an empty canvas
+
+Open = Callable[..., Visit]
+
+
+def run_npm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("no npm, which installs onnxruntime-web")
+    return subprocess.run([npm, *arguments], cwd=DEMO, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page, built from models/."""
+    try:
+        find_browser()
+    except UserError as error:
+        pytest.skip(str(error))
+    if not ENTRIES:
+        pytest.skip("no models/")
+    if not (DEMO / "node_modules" / "onnxruntime-web").exists():
+        installed = run_npm("ci", "--no-audit", "--no-fund")
+        if installed.returncode:
+            pytest.skip(f"npm ci failed: {installed.stderr.strip().splitlines()[-1:]}")
+    out = tmp_path_factory.mktemp("site")
+    built = run_npm("run", "build", "--", "--out", str(out))
+    assert built.returncode == 0, built.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def open_page(site) -> Iterator[Open]:
+    with open_pages(site) as visit:
+        yield visit
+
+
+@pytest.fixture(scope="module")
+def shared(open_page) -> Visit:
+    """A page that several tests draw on."""
+    return open_page(**DESK)
+
+
+@pytest.fixture
+def visit(shared) -> Iterator[Visit]:
+    shared.page.evaluate("document.getElementById('layers').open = false")  # they cost time at every move
+    shared.page.locator("#clear").click()
+    yield shared
+    assert shared.faults == []
+
+
+@pytest.fixture(scope="module")
+def strokes(mnist) -> list[list[np.ndarray]]:
+    return [find_strokes(image) for image in mnist.val_images[:6]]
+
+
+def wait(visit: Visit) -> None:
+    visit.page.wait_for_selector(READY)
+
+
+def shown(visit: Visit) -> list[str]:
+    return visit.page.locator(".digit").all_text_contents()
+
+
+def click_example(visit: Visit, digit: int) -> None:
+    visit.page.get_by_label(f"Draw an example of {digit}").click()
+    wait(visit)
+
+
+def run_outputs(file: Path, image: np.ndarray) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(file.read_bytes())
+    names = [output.name for output in session.get_outputs()]
+    results = session.run(None, {"image": to_unit(image[None])})
+    return dict(zip(names, map(np.asarray, results), strict=True))
+
+
+# ------------------------------------------------------------------------------------------- the pure parts
+
+
+def test_preparation_without_a_browser():
+    if shutil.which("node") is None:
+        pytest.skip("no node")
+    answer = run_npm("test")
+    assert answer.returncode == 0, answer.stdout
+
+
+@pytest.mark.parametrize("missing", ["models", "runtime"])
+def test_a_build_that_lacks_something_says_so(missing, tmp_path):
+    if shutil.which("node") is None:
+        pytest.skip("no node")
+    folder = tmp_path / "demo"
+    shutil.copytree(DEMO / "src", folder / "src")
+    shutil.copy(DEMO / "build.mjs", folder)
+    if missing == "models":
+        (folder / "node_modules" / "onnxruntime-web").mkdir(parents=True)
+    answer = subprocess.run(["node", "build.mjs"], cwd=folder, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert len(answer.stderr.splitlines()) == 1
+    assert ("npm ci" if missing == "runtime" else "models.json") in answer.stderr
+
+
+def test_strokes_are_the_middle_lines():
+    """A ring gives a ring, a cross four arms, a dot a dot."""
+    y, x = np.mgrid[:28, :28] - 13.5
+    (ring,) = find_strokes(np.where(abs(np.hypot(x, y) - 8) < 1.5, 255, 0).astype(np.uint8))
+    np.testing.assert_allclose(np.hypot(*ring.T), 0.5, atol=0.06)
+    arms = find_strokes(np.where((abs(x) < 1.5) | (abs(y) < 1.5), 255, 0).astype(np.uint8))
+    assert max(np.hypot(*arm.T).min() for arm in arms) < 0.1
+    for end in ((0, 0.5), (0, -0.5), (0.5, 0), (-0.5, 0)):
+        assert min(np.hypot(*(arm - end).T).min() for arm in arms) < 0.05
+    dot = find_strokes(np.where(np.hypot(x, y) < 1.5, 255, 0).astype(np.uint8))
+    assert np.concatenate(dot).shape[1] == 2
+
+
+# ---------------------------------------------------------------------------------------------- the answers
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["folder"])
+def test_logits_are_those_of_onnx_runtime_in_python(entry, count, visit, mnist):
+    """MNIST's test images through the page's own inference."""
+    images = mnist.val_images[:count]
+    file = f"{entry['folder']}/model.onnx"
+    expected = run_model((MODELS / file).read_bytes(), to_unit(images), 100)[0]
+    logits = page_logits(visit, f"models/{file}", images)
+    assert logits.shape == expected.shape
+    limit = max(TOLERANCE, RELATIVE_TOLERANCE * float(np.abs(expected).max()))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=limit)
+    np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
+    if count == 10_000:
+        assert (logits.argmax(1) == mnist.val_labels).mean() == pytest.approx(entry["accuracy"], abs=5e-5)
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_preparation_leaves_mnist_as_it_is(count, visit, mnist):
+    """All test images but three, whose longer side is 19 pixels: they become larger by one."""
+    images = mnist.val_images[:count]
+    prepared = visit.page.evaluate(
+        """async (text) => {
+          const { prepare } = await import("./preparation.js");
+          const images = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+          let result = "";
+          for (let start = 0; start < images.length; start += 784) {
+            result += String.fromCharCode(...prepare(images.subarray(start, start + 784), 28));
+          }
+          return btoa(result);
+        }""",
+        base64.b64encode(images.tobytes()).decode(),
+    )
+    prepared = np.frombuffer(base64.b64decode(prepared), np.uint8).reshape(images.shape)
+    changed = np.flatnonzero((prepared != images).any((1, 2)))
+    longest = [max(np.ptp(np.nonzero(image), axis=1)) + 1 for image in images]
+    assert set(changed) == set(np.flatnonzero(np.array(longest) != 20))
+    if count == 10_000:
+        assert len(changed) == 3
+
+
+def test_examples_in_every_network_and_without_a_server(open_page):
+    """Once the models are loaded the page needs nobody; every network reads its own examples."""
+    visit = open_page(**DESK)
+    networks = list(dict.fromkeys(entry["network"] for entry in ENTRIES))
+    click_example(visit, 5)
+    for network in [*networks[1:], networks[0]]:
+        folders = [entry["folder"] for entry in ENTRIES if entry["network"] == network]
+        visit.page.locator("#network").select_option(network)
+        visit.page.wait_for_selector(f"#maps article:nth-child({len(folders)}) .channels")
+        wait(visit)
+    visit.page.context.set_offline(True)
+    for network in networks:
+        visit.page.locator("#network").select_option(network)
+        count = sum(entry["network"] == network for entry in ENTRIES)
+        assert visit.page.locator(".answer").count() == count
+        for digit in range(10):
+            click_example(visit, digit)
+            assert shown(visit) == [str(digit)] * count, network
+    visit.page.context.close()
+    assert visit.faults == []
+
+
+def test_drawings_by_mouse(visit, strokes, mnist, rng):
+    """Half a dozen, with every pen: what the page shows is what its models say of what it prepared."""
+    right = 0
+    for index, each in enumerate(strokes):
+        draw(visit, place(each, 0.11, 0.6, rng), index % 3)
+        digits = [digit for digit, _, _ in answers(visit)]
+        prepared = canvas_images(visit)[0]
+        for entry, digit in zip(ENTRIES, digits, strict=False):
+            if entry["network"] == ENTRIES[0]["network"]:
+                file = f"models/{entry['folder']}/model.onnx"
+                assert page_logits(visit, file, prepared[None]).argmax() == digit
+        right += digits[0] == mnist.val_labels[index]
+    assert right >= len(strokes) - 1
+
+
+@pytest.mark.slow
+def test_a_thousand_drawings(site, mnist):
+    """`python -m benchmarks.drawings` as a gate: at least 98.5 % right, and far fewer without preparation."""
+    chosen = np.linspace(0, 9999, DrawingsOptions().drawings).astype(int)
+    rows, faults = measure(site, mnist.val_images[chosen], mnist.val_labels[chosen], 100, 0)
+    assert faults == []
+    for row in rows:
+        assert row["right"] >= 0.985
+        assert row["right_unprepared"] < row["right"] - 0.05
+    beside = [row for row in rows if "doubted" in row]
+    assert len(beside) == 2
+    for row in beside:
+        assert row["doubted"] < 0.05
+        assert row["doubted_scribbles"] > 0.3
+
+
+def test_it_says_when_it_is_unsure(visit, rng):
+    """Exactly when no digit has a probability of 90 %; scribbles and examples give both cases."""
+    seen = set()
+    for _ in range(4):
+        draw(visit, place(scribble(rng), 0.08, 0.7, rng), 1)
+        for text, (digit, probability, sure) in zip(shown(visit), answers(visit), strict=True):
+            assert text == (str(digit) if sure else "Not a digit?")
+            if probability != 0.9:  # 90 % may be a little more or less
+                assert sure == (probability > 0.9)
+            seen.add(sure)
+    click_example(visit, 7)
+    assert all(sure for *_, sure in answers(visit))
+    assert False in seen
+
+
+def test_an_empty_canvas_gives_none(visit):
+    click_example(visit, 3)
+    assert shown(visit)[0] == "3"
+    visit.page.locator("#clear").click()
+    wait(visit)
+    assert set(shown(visit)) == {NONE}
+    assert answers(visit)[0][0] == -1
+    assert visit.page.locator("#status").text_content() == "Nothing is drawn."
+
+
+def test_undo_takes_back_a_stroke(visit):
+    click_example(visit, 4)  # two strokes
+    image = visit.page.locator("#prepared").screenshot()
+    visit.page.locator("#undo").click()
+    wait(visit)
+    assert visit.page.locator("#prepared").screenshot() != image
+    visit.page.keyboard.press("Control+z")
+    wait(visit)
+    assert set(shown(visit)) == {NONE}
+    visit.page.locator("#undo").click()  # of nothing, which is no error
+    wait(visit)
+
+
+def test_drawing_by_keyboard(visit):
+    """A vertical line is a one, and a screen reader is told so."""
+    page = visit.page
+    page.locator("#canvas").focus()
+    for _ in range(9):
+        page.keyboard.press("ArrowUp")
+    page.keyboard.press("Space")
+    for _ in range(18):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("Space")
+    wait(visit)
+    assert set(shown(visit)) == {"1"}
+    assert "PyTorch: 1, " in (page.locator("#status").text_content() or "")
+    page.keyboard.press("Escape")
+    wait(visit)
+    assert set(shown(visit)) == {NONE}
+
+
+def test_touch_on_a_narrow_screen(open_page):
+    """A finger draws and does not scroll; nothing is wider than 360 pixels."""
+    visit = open_page(**PHONE)
+    box, session = visit.box, visit.page.context.new_cdp_session(visit.page)
+    x = box["x"] + box["width"] / 2
+
+    def touch(kind: str, *at: float) -> None:
+        points = [{"x": x, "y": box["y"] + part * box["height"]} for part in at]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", 0.8)
+    for part in np.linspace(0.78, 0.2, 15).tolist():
+        touch("touchMove", part)
+    touch("touchEnd")
+    wait(visit)
+    assert set(shown(visit)) == {"1"}
+    assert visit.page.evaluate("[scrollY, document.documentElement.scrollWidth]") == [0, 360]
+    visit.page.locator("#layers summary").click()
+    wait(visit)
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == 360
+    visit.page.context.close()
+    assert visit.faults == []
+
+
+def test_points_between_two_frames_are_drawn(visit):
+    """A browser reports one move a frame; what was in between is asked for."""
+    visit.page.evaluate("""() => {
+      const canvas = document.getElementById("canvas");
+      const { left, top, width } = canvas.getBoundingClientRect();
+      const at = (type, x, y, more) => {
+        const [clientX, clientY] = [left + x * width, top + y * width];
+        return new PointerEvent(type, { pointerId: 1, clientX, clientY, ...more });
+      };
+      canvas.setPointerCapture = () => {}; // there is no such pointer
+      canvas.dispatchEvent(at("pointerdown", 0.3, 0.2));
+      const between = [at("pointermove", 0.7, 0.2), at("pointermove", 0.7, 0.8)];
+      canvas.dispatchEvent(at("pointermove", 0.3, 0.8, { coalescedEvents: between }));
+      canvas.dispatchEvent(at("pointerup", 0.3, 0.8));
+      delete canvas.setPointerCapture;
+    }""")
+    wait(visit)
+    columns = np.flatnonzero(canvas_images(visit)[1].any(0))
+    assert columns[-1] - columns[0] > 9  # the stroke went to the right, not straight down
+
+
+# ----------------------------------------------------------------------------------- layers and occlusion
+
+
+def test_feature_maps_and_occlusion(visit, mnist):
+    """What the page computes for its pictures, against ONNX Runtime in Python."""
+    image, folder = mnist.val_images[0], ENTRIES[0]["folder"]
+    expected = run_outputs(MODELS / folder / "feature-maps.onnx", image)
+    maps, occluded = visit.page.evaluate(
+        """async ([folder, image]) => {
+          const { Model, occlusion } = await import("./inference.js");
+          const pixels = Uint8Array.from(image);
+          const maps = await (await Model.fetch(`models/${folder}/feature-maps.onnx`)).maps(pixels);
+          const model = await Model.fetch(`models/${folder}/model.onnx`);
+          let last;
+          for await (const map of occlusion(model, pixels, 7)) last = map;
+          return [maps.map(({ name, values }) => [name, [...values]]), [...last]];
+        }""",
+        [folder, image.ravel().tolist()],
+    )
+    assert [name for name, _ in maps] == list(expected)[2:]
+    for name, values in maps:
+        np.testing.assert_allclose(values, expected[name].ravel(), rtol=0, atol=2e-5)
+
+    content = (MODELS / folder / "model.onnx").read_bytes()
+    total, count = np.zeros((28, 28)), np.zeros((28, 28))
+    whole = run_model(content, to_unit(image[None]), 1)[0][0, 7]
+    for top in range(0, 25, 2):
+        for left in range(0, 25, 2):
+            covered = image.copy()
+            covered[top : top + 4, left : left + 4] = 0
+            total[top : top + 4, left : left + 4] += (
+                whole - run_model(content, to_unit(covered[None]), 1)[0][0, 7]
+            )
+            count[top : top + 4, left : left + 4] += 1
+    np.testing.assert_allclose(np.reshape(occluded, (28, 28)), total / count, rtol=0, atol=1e-4)
+    assert total.max() > 1
+
+
+def test_layers_are_shown(visit):
+    visit.page.locator("#layers summary").click()
+    click_example(visit, 8)
+    visit.page.wait_for_selector(".channels canvas")
+    wait(visit)
+    shapes = [
+        output.type.tensor_type.shape.dim[1].dim_value
+        for output in onnx.load(MODELS / ENTRIES[0]["folder"] / "feature-maps.onnx").graph.output[2:]
+    ]
+    layers = visit.page.locator("#maps article").first.locator(".channels")
+    assert layers.count() == len(shapes)
+    assert [layers.nth(i).locator("canvas").count() for i in range(len(shapes))] == shapes
+
+
+# ---------------------------------------------------------------------------------------------- own files
+
+
+def choose_file(visit: Visit, name: str, content: bytes) -> None:
+    files: Any = {"name": name, "mimeType": "application/octet-stream", "buffer": content}
+    visit.page.locator("#file").set_input_files(files)
+    visit.page.wait_for_function(
+        "name => document.getElementById('message').textContent"
+        " || [...document.querySelectorAll('h3')].some((title) => title.textContent === name)",
+        arg=name,
+    )
+
+
+def test_own_file(open_page):
+    """It answers, with its layers if it has them, and one can go back."""
+    visit = open_page(**DESK)
+    folder = MODELS / ENTRIES[0]["folder"]
+    click_example(visit, 2)
+    choose_file(visit, "mine.onnx", (folder / "feature-maps.onnx").read_bytes())
+    wait(visit)
+    assert shown(visit) == ["2"]
+    visit.page.wait_for_selector(".channels canvas")
+    choose_file(visit, "plain.onnx", (folder / "model.onnx").read_bytes())
+    visit.page.wait_for_selector("text=export it with --feature-maps")
+    assert shown(visit) == ["2"]
+    visit.page.locator("#network").select_option(ENTRIES[0]["network"])
+    visit.page.wait_for_selector(".answer >> nth=1")
+    assert visit.faults == []
+
+
+def another_network() -> bytes:
+    model = onnx.load(MODELS / ENTRIES[0]["folder"] / "model.onnx")
+    for node in model.graph.node:
+        node.input[:] = ["picture" if name == "image" else name for name in node.input]
+    model.graph.input[0].name = "picture"
+    return model.SerializeToString()
+
+
+def one_channel_more() -> bytes:
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["batch", 1, 14, 14])
+    outputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 196])
+        for name in ("logits", "probabilities")
+    ]
+    nodes = [onnx.helper.make_node("Flatten", ["image"], [output.name]) for output in outputs]
+    graph = onnx.helper.make_graph(nodes, "other", [image], outputs)
+    opset = onnx.helper.make_opsetid("", 17)
+    return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: b"", "is no ONNX file"),
+        (lambda: b"PK\x03\x04 not a model", "is no ONNX file"),
+        (lambda: (MODELS / ENTRIES[0]["folder"] / "model.onnx").read_bytes()[:9000], "is no ONNX file"),
+        (another_network, "is another network"),
+        (one_channel_more, "is another network"),
+    ],
+    ids=["empty", "archive", "truncated", "input", "shape"],
+)
+def test_a_wrong_file_gives_one_line(content, message, visit):
+    """And the models there were go on."""
+    visit.page.locator("#network").select_option(ENTRIES[-1]["network"])
+    visit.page.locator("#network").select_option(ENTRIES[0]["network"])
+    visit.page.evaluate("document.getElementById('message').textContent = ''")
+    choose_file(visit, "wrong.onnx", content())
+    text = visit.page.locator("#message").text_content() or ""
+    assert text.startswith(f"wrong.onnx {message}")
+    assert "\n" not in text
+    click_example(visit, 6)
+    assert set(shown(visit)) == {"6"}
+
+
+# ---------------------------------------------------------------------------------------- what it looks like
+
+
+def test_dark_and_light(open_page):
+    colours = []
+    for scheme in ("light", "dark"):
+        visit = open_page(color_scheme=scheme, **DESK)
+        colours.append(visit.page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        click_example(visit, 0)
+        assert set(shown(visit)) == {"0"}  # the ink is light in the dark, and is ink nevertheless
+        visit.page.context.close()
+        assert visit.faults == []
+    assert colours[0] != colours[1]
+
+
+def test_everything_has_a_name(visit):
+    """Controls for a screen reader; and the touch of a finger is the canvas's own."""
+    unnamed = visit.page.evaluate("""() => [...document.querySelectorAll("button, select, input, canvas")]
+      .filter((node) => !node.closest("[aria-hidden], [role=img]") || node.matches("[role=img]"))
+      .filter((node) => !(node.ariaLabel || node.textContent.trim() || node.labels?.[0]?.textContent.trim()))
+      .map((node) => node.outerHTML)""")
+    assert unnamed == []
+    assert visit.page.evaluate("getComputedStyle(document.getElementById('canvas')).touchAction") == "none"
+
+
+def test_the_page_itself_lets_nothing_out(open_page):
+    """Its policy refuses what leads elsewhere; and these tests would see it."""
+    visit = open_page(**DESK)
+    result = visit.page.evaluate("fetch('https://example.org/').then(() => 'sent', (error) => error.name)")
+    assert result == "TypeError"
+    assert any("Content Security Policy" in fault for fault in visit.faults)
