@@ -129,10 +129,9 @@ def settings(kind: str, theirs: Any, call: Call) -> Iterator[tuple[str, Any]]:
         yield "activation_fn", {"tanh": jnp.tanh, "relu": lambda x: jnp.maximum(x, 0)}[theirs.nonlinearity]
 
 
-def compare_settings(kind: str, theirs: Any, ours: Any) -> str:
-    """A setting that differs but cannot show while random layers are switched off."""
-    if kind == "dropout" and hasattr(theirs, "p") and hasattr(ours, "rate"):
-        rate = getattr(ours, "lockstep_rate", ours.rate)
+def compare_settings(kind: str, theirs: Any, rate: float | None) -> str:
+    """A setting that differs but cannot show while random layers are switched off: the rate of dropout."""
+    if kind == "dropout" and hasattr(theirs, "p") and rate is not None:
         if not math.isclose(theirs.p, rate):
             kept = math.isclose(theirs.p, 1 - rate)
             return f"dropout rate {theirs.p:g} in PyTorch, {rate:g} in Flax" + (

@@ -212,7 +212,8 @@ class Layers:
             found.get("input gradient"),
             found.get("parameter gradient"),
         )
-        setting = causes.compare_settings(pair.kind, theirs.module, call.module)
+        rate = self.flax.rates.get(call.path, getattr(call.module, "rate", None))
+        setting = causes.compare_settings(pair.kind, theirs.module, rate)
         for what, far in found.items():
             if far > RELATIVE and not row.what:
                 row.what = what

@@ -82,6 +82,7 @@ class FlaxSide:
         self.model.set_attributes(deterministic=not training, raise_if_not_found=False)
         self.model.set_attributes(use_running_average=not training, raise_if_not_found=False)
         self.random: list[str] = []
+        self.rates: dict[str, float] = {}  # of dropout that was switched off
         self.lifted = 0  # layers that were told to compute in float32, and now do in float64
         for path, module in nnx.iter_modules(self.model):
             for name in ("dtype", "param_dtype"):
@@ -91,6 +92,7 @@ class FlaxSide:
             kind = kinds.kind_of(module)
             rate = "rate" if kind == "dropout" else "dropout_rate"
             if training and kinds.is_known(kind) and getattr(module, rate, 0):
+                self.rates[name_of(path)] = getattr(module, rate)
                 setattr(module, rate, 0.0)
                 self.random.append(name_of(path))
 

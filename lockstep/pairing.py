@@ -108,7 +108,8 @@ def affinity(torch: Leaf, flax: Leaf) -> float:
     if torch.tensors:
         links = kinds.link(torch.kind, torch.tensors, flax.tensors, flax.module)
         weights = any("weight" in source for link in links for source in link.sources)
-        if not weights and any("weight" in name for name in torch.tensors):
+        norm = torch.kind == flax.kind and torch.kind in kinds.NORMS  # may lack its scale
+        if not weights and not norm and any("weight" in name for name in torch.tensors):
             return 0.0
         if not links:
             return 0.0

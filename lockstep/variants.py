@@ -149,16 +149,6 @@ def _reshaped(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[
 
 def _resized(name: str, x: Tensor, shape: tuple[int, ...]) -> Iterator[tuple[str, np.ndarray]]:
     height, size = x.shape[2], shape[2]
-    if size > height or size * 2 <= height:
-        for words, options in {
-            "nearest": {"mode": "nearest"},
-            "bilinear, align_corners=True": {"mode": "bilinear", "align_corners": True},
-            "bilinear, align_corners=False": {"mode": "bilinear", "align_corners": False},
-            "bilinear with antialiasing": {"mode": "bilinear", "antialias": True},
-            "bicubic": {"mode": "bicubic"},
-            "bicubic, align_corners=True": {"mode": "bicubic", "align_corners": True},
-        }.items():
-            yield f"{name} resized ({words})", functional.interpolate(x, shape[2:], **options).numpy()
     for kernel, stride in itertools.product((2, 3), (1, 2, 3)):
         for low, high in ((0, 0), (1, 1), (0, 1), (1, 0)):
             if (height + low + high - kernel) // stride + 1 != size:
@@ -175,6 +165,16 @@ def _resized(name: str, x: Tensor, shape: tuple[int, ...]) -> Iterator[tuple[str
                 yield words, (zeros / counts).numpy()
     if size == (height + 1) // 2:
         yield f"{name}[..., ::2, ::2]", x[:, :, ::2, ::2].numpy()
+    if size > height or size * 2 <= height:
+        for words, options in {
+            "nearest": {"mode": "nearest"},
+            "bilinear, align_corners=True": {"mode": "bilinear", "align_corners": True},
+            "bilinear, align_corners=False": {"mode": "bilinear", "align_corners": False},
+            "bilinear with antialiasing": {"mode": "bilinear", "antialias": True},
+            "bicubic": {"mode": "bicubic"},
+            "bicubic, align_corners=True": {"mode": "bicubic", "align_corners": True},
+        }.items():
+            yield f"{name} resized ({words})", functional.interpolate(x, shape[2:], **options).numpy()
 
 
 def _attentions(

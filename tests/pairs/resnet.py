@@ -54,12 +54,10 @@ class Block(nnx.Module):
         self.bn1 = nnx.BatchNorm(outputs, rngs=rngs)
         self.conv2 = nnx.Conv(outputs, outputs, (3, 3), padding=1, use_bias=False, rngs=rngs)
         self.bn2 = nnx.BatchNorm(outputs, rngs=rngs)
-        self.downsample = None
-        if stride > 1:
-            self.downsample = nnx.Sequential(
-                nnx.Conv(inputs, outputs, (1, 1), stride, padding="VALID", use_bias=False, rngs=rngs),
-                nnx.BatchNorm(outputs, rngs=rngs, epsilon=1e-3 if fault == "shortcut_epsilon" else 1e-5),
-            )
+        epsilon = 1e-3 if fault == "shortcut_epsilon" else 1e-5
+        project = nnx.Conv(inputs, outputs, (1, 1), stride, padding="VALID", use_bias=False, rngs=rngs)
+        norm = nnx.BatchNorm(outputs, rngs=rngs, epsilon=epsilon)
+        self.downsample = nnx.Sequential(project, norm) if stride > 1 else None
 
     def __call__(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)
