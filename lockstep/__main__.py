@@ -1,5 +1,9 @@
-"""Train in both frameworks at once and compare every step: ``python -m lockstep --help``."""
+"""Train in both frameworks at once and compare every step: ``python -m lockstep --help``.
 
+``python -m lockstep pair.py`` compares two models of your own: see `lockstep.pair`.
+"""
+
+import sys
 import time
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -7,6 +11,7 @@ from typing import Annotated, Any, Literal
 from rich.table import Table
 
 from lockstep import figure
+from lockstep import pair as pair_file
 from lockstep.runs import KINDS, Comparison, run_lockstep, summarise, turn_everything_on
 from recipe import data, record, report
 from recipe.cli import check_range, optional, run_command
@@ -124,4 +129,7 @@ def show(row: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
 
 
 if __name__ == "__main__":
+    if any(word.endswith(".py") for word in sys.argv[1:]):
+        run_command(pair_file.PairOptions, pair_file.main, "python -m lockstep pair.py")
+        sys.exit()
     run_command(LockstepOptions, main, "python -m lockstep")

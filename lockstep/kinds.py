@@ -234,13 +234,13 @@ def _find_attention(tensors, names, shape):
     if module in ("qkv", "inproj", "cattn", "toqkv"):
         source = "in_proj_bias" if last == "bias" else "in_proj_weight"
         return (source,), (lambda w: (w if last in ("bias", "weight") else w.T).reshape(shape)), None
-    for pattern, position in PROJECTIONS.items():
-        if re.fullmatch(pattern, module):
-            if last == "bias":
-                return ("in_proj_bias",), (lambda b: np.split(b, 3)[position].reshape(shape)), None
-            if "in_proj_weight" in tensors:
-                return ("in_proj_weight",), (lambda w: np.split(w, 3)[position].T.reshape(shape)), None
-            return (f"{'qkv'[position]}_proj_weight",), (lambda w: w.T.reshape(shape)), None
+    position = next((p for pattern, p in PROJECTIONS.items() if re.fullmatch(pattern, module)), None)
+    if position is not None:
+        if last == "bias":
+            return ("in_proj_bias",), (lambda b: np.split(b, 3)[position].reshape(shape)), None
+        if "in_proj_weight" in tensors:
+            return ("in_proj_weight",), (lambda w: np.split(w, 3)[position].T.reshape(shape)), None
+        return (f"{'qkv'[position]}_proj_weight",), (lambda w: w.T.reshape(shape)), None
     if re.fullmatch("o|out|outproj|proj|wo|toout|output", module):
         if last == "bias":
             return ("out_proj.bias",), (lambda b: b.reshape(shape)), None

@@ -1,6 +1,6 @@
 """Compare two models layer by layer: running freely, each layer on PyTorch's input, and backwards."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,12 @@ import numpy as np
 from lockstep import causes, kinds, observe_flax
 from lockstep.causes import Case
 from lockstep.kinds import Layout
-from lockstep.observe import NOISE, RELATIVE, SMALL, Call, Local, Recording, cotangent, difference, largest
+from lockstep.observe import RELATIVE, SMALL, Call, Local, Recording, cotangent, difference, largest
 from lockstep.observe_flax import FlaxSide, is_float, variables
-from lockstep.observe_torch import TorchSide, is_tensor
-from lockstep.pairing import Leaf, Loose, Pair, leaves_of, pair_leaves, pair_loose
+from lockstep.observe_torch import TorchSide
+from lockstep.pairing import Leaf, Loose, Pair
 from lockstep.result import Row
-from recipe.errors import UserError, reason
+from recipe.errors import reason
 
 EPSILON32 = float(np.finfo(np.float32).eps)
 
@@ -119,8 +119,9 @@ class Layers:
             row = self.row_of[theirs.path, theirs.number]
             feed, row.input = self._compare_inputs(pair, theirs, call)
             row.free = self._compare_outputs(pair, theirs, call.outputs)[0]
-            if row.input > RELATIVE and not between:
-                between.append((order[theirs.path, theirs.number], self._input_case(pair, theirs, call)))
+            index = order[theirs.path, theirs.number]
+            if row.input > RELATIVE and (not between or index < between[0][0]):
+                between[:] = [(index, self._input_case(pair, theirs, call))]
             self._compare_alone(pair, theirs, call, feed, row)
             return output
 
@@ -309,7 +310,9 @@ class Layers:
         for name, parameter in self.torch.model.named_parameters():
             if any(loose.source == name for loose in self.loose) or "." not in name:
                 sources[f"the parameter {name}"] = parameter.detach().numpy()
-        leaves = [x for x in jax.tree.leaves((self.inputs.args, self.inputs.kwargs)) if isinstance(x, np.ndarray)]
+        leaves = [
+            x for x in jax.tree.leaves((self.inputs.args, self.inputs.kwargs)) if isinstance(x, np.ndarray)
+        ]
         sources |= {f"the model's input {i or ''}".strip(): x for i, x in enumerate(leaves)}
         for call in [c for c in self.record.calls[:index] if c.path in self.by_torch][-10:]:
             name = numbered(call.path, call.number)
@@ -390,7 +393,8 @@ class Layers:
         )
         if row.output > RELATIVE or row.input_gradient > RELATIVE:
             row.what = "loss"
-            row.where = f"the loss: {self.record.objective:.6g} in PyTorch, {float(loss):.6g} in Flax, of the same output"
+            values = f"{self.record.objective:.6g} in PyTorch, {float(loss):.6g} in Flax"
+            row.where = f"the loss of the same output: {values}"
             row.cause = causes.explain_loss(self.record.objective, value, floats)
             row.arrays = {f"output{k}": observe_flax.to_numpy(v) for k, v in floats.items()}
         self.extra.append(row)
@@ -448,7 +452,7 @@ class Layers:
         )
 
     def parameters(self) -> Iterator[tuple[Row | None, str, tuple[str, ...], kinds.Path, Callable, Callable]]:
-        """All parameters and statistics: row, name, PyTorch's names, path in the model, value and gradient."""
+        """All tensors: row, name, PyTorch's names, path in the model, functions of value and gradient."""
         paths = {id(variable): path for path, variable in variables(self.flax.model).items()}
         modules = self.flax.modules()
         for pair in self.pairs:

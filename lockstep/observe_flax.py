@@ -147,7 +147,7 @@ class FlaxSide:
         patched: list[tuple[type, Any]] = []
         try:
             for cls in {type(module) for _, module in nnx.iter_modules(model)}:
-                if callable(getattr(cls, "__call__", None)):
+                if hasattr(cls, "__call__"):  # noqa: B004 - of the class, where Python looks it up
                     patched.append((cls, cls.__dict__.get("__call__")))
             wrapped = [(cls, wrap(cls.__call__)) for cls, _ in patched]  # before any is replaced
             for cls, function in wrapped:

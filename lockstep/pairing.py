@@ -87,7 +87,7 @@ def _get(leaves: dict[str, Leaf], path: str, framework: str) -> Leaf:
     if path not in leaves:
         near = difflib.get_close_matches(path, leaves, 3) or list(leaves)[:3]
         raise UserError(
-            f"pairs: {framework} calls no layer {path!r} that calls no other; there are, e.g., {', '.join(near)}"
+            f"pairs: {framework} calls no layer {path!r} that calls no other; similar: {', '.join(near)}"
         )
     return leaves[path]
 

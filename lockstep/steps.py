@@ -1,4 +1,4 @@
-"""Training steps of both models, compared after each; and which setting of the optimizer explains a difference."""
+"""Training steps of both models, compared after each, and the setting that explains a difference."""
 
 import itertools
 from collections.abc import Callable
@@ -67,15 +67,18 @@ def compare_steps(layers: Layers, torch_model: Any, optimizers: tuple[Any, Any],
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-        state = step_flax(state)
-        far, what, name = _compare_states(table, side, optimizer, state)
-        row.output = max(row.output or 0.0, far)
-        if far > RELATIVE:
-            trace.rates.append(optimizer.param_groups[0]["lr"])
-            row.what = what
-            row.where = f"step {step}: {what} of {name} differs by {far:.1e}; everything was equal before it"
-            row.cause = explain_optimizer(trace, table, transform, layers)
-            break
+        if not row.what:  # after the first difference PyTorch goes on, so that causes can be told apart
+            state = step_flax(state)
+            far, what, name = _compare_states(table, side, optimizer, state)
+            row.output = max(row.output or 0.0, far)
+            if far > RELATIVE:
+                row.what = what
+                row.where = (
+                    f"step {step}: {what} of {name} differs by {far:.1e}; everything was equal before it"
+                )
+    if row.what:
+        trace.rates.append(optimizer.param_groups[0]["lr"])
+        row.cause = explain_optimizer(trace, table, transform, layers)
     return row
 
 
@@ -113,7 +116,7 @@ def _state(side: TorchSide) -> Tensors:
 
 
 def _flax_stepper(layers: Layers, transform: Any) -> tuple[Callable, tuple]:
-    """A function from (parameters, other state, optimizer's state) to the same a step later, and the first."""
+    """A function from (parameters, other state, optimizer's state) to the next, and the first."""
     import optax
 
     inputs = layers.flax.to_arrays((layers.flax_inputs.args, layers.flax_inputs.kwargs))
@@ -130,7 +133,16 @@ def _flax_stepper(layers: Layers, transform: Any) -> tuple[Callable, tuple]:
         updates, memory = transform.update(gradients, memory, params)
         return optax.apply_updates(params, updates), rest, memory
 
-    return jax.jit(step), (params, rest, transform.init(params))
+    return jax.jit(step), (params, rest, _start(transform, params))
+
+
+def _start(transform: Any, params: Any) -> Any:
+    """Optax's first state; its count is made 64 bits wide, from which schedules take their precision."""
+
+    def widen(x: Any) -> Any:
+        return x.astype(np.int64) if jax.numpy.issubdtype(jax.numpy.result_type(x), np.integer) else x
+
+    return jax.tree.map(widen, transform.init(params))
 
 
 def _compare_states(table: list, side: TorchSide, optimizer: Any, state: tuple) -> tuple[float, str, str]:
@@ -143,7 +155,7 @@ def _compare_states(table: list, side: TorchSide, optimizer: Any, state: tuple) 
     for field_name, flat in memory.items():
         kept = {n: optimizer.state.get(p, {}).get(MOMENTA[field_name]) for n, p in named.items()}
         size = largest([float(x.norm()) for x in kept.values() if x is not None])
-        for name, names, path, to_flax, gradient in table:
+        for name, names, path, _, gradient in table:
             if path in flat and len(names) == 1 and kept.get(names[0]) is not None:
                 expected = gradient(to_numpy(kept[names[0]]))
                 found.append(
@@ -269,7 +281,7 @@ def _replay(trace: Trace, table: list, transform: Any, layers: Layers) -> Tensor
     import optax
 
     _, params, _ = nnx.split(layers.flax.model, nnx.Param, ...)
-    memory = transform.init(params)
+    memory = _start(transform, params)
     by_variable = {path: (names, gradient) for _, names, path, _, gradient in table}
     for step in trace.gradients:
         flat = {}

@@ -194,7 +194,7 @@ def _attentions(
             yield from _attention(f"qkv split as ({heads} heads, size, 3)", *np.moveaxis(mixed, 4, 0))
     three = [(n, x) for n, x in same if x.shape in shapes][:3]
     if len(three) == 3:
-        (nv, v), (nk, k), (nq, q) = three
+        (_, v), (_, k), (_, q) = three
         for heads in _heads(q.shape[2]):
             q_, k_, v_ = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
             yield from _attention(f"{heads} heads", q_, k_, v_)
@@ -503,7 +503,7 @@ def _gru(module: Any, inputs: list[np.ndarray], tensors: Mapping[str, np.ndarray
         return [z * n + (1 - z) * h if swapped else (1 - z) * n + z * h]
 
     yield (
-        "Flax has no recurrent bias of the new gate (PyTorch's bias_hh, last third), nnx.GRUCell cannot have one",
+        "Flax has no recurrent bias of the new gate (PyTorch's bias_hh, last third); nnx.GRUCell never has",
         cell(b_new=False),
     )
     yield "Flax applies the reset gate before the product, PyTorch after it", cell(before=True)

@@ -15,7 +15,10 @@ class TorchNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.patch = nn.Conv2d(3, WIDTH, 4, 4)
-        self.token, self.position = nn.Parameter(torch.zeros(1, 1, WIDTH)), nn.Parameter(torch.zeros(1, 5, WIDTH))
+        self.token, self.position = (
+            nn.Parameter(torch.zeros(1, 1, WIDTH)),
+            nn.Parameter(torch.zeros(1, 5, WIDTH)),
+        )
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH, eps=1e-6), nn.LayerNorm(WIDTH, eps=1e-6)
         self.attention = nn.MultiheadAttention(WIDTH, HEADS, dropout=0.1, batch_first=True)
         self.fc1, self.fc2 = nn.Linear(WIDTH, 24), nn.Linear(24, WIDTH)
@@ -70,7 +73,9 @@ def flax_model(fault=""):
         a.query.kernel.set_value(k if fault == "converted_exchanged" else q)
         a.key.kernel.set_value(q if fault == "converted_exchanged" else k)
         a.value.kernel.set_value(v)
-        for layer, bias in zip((a.query, a.key, a.value), jnp.split(theirs["attention.in_proj_bias"], 3), strict=True):
+        for layer, bias in zip(
+            (a.query, a.key, a.value), jnp.split(theirs["attention.in_proj_bias"], 3), strict=True
+        ):
             layer.bias.set_value(bias.reshape(HEADS, -1))
         a.out.kernel.set_value(theirs["attention.out_proj.weight"].T.reshape(HEADS, -1, WIDTH))
         a.out.bias.set_value(theirs["attention.out_proj.bias"])
@@ -92,6 +97,8 @@ FAULTS = {
     "patches_by_column": Fault("norm1", "input", "another order|column by column"),
     "no_layer_scale": Fault("norm", "input", "parameter scale"),
     "mean_for_token": Fault("head", "input", "the first of .*, Flax the mean"),
-    "converted_exchanged": Fault("attention", "weights", "has the projection of the (key|query)", AS_THEY_ARE),
+    "converted_exchanged": Fault(
+        "attention", "weights", "has the projection of the (key|query)", AS_THEY_ARE
+    ),
     "converted_patch": Fault("patch", "weights", "transposed by", AS_THEY_ARE),
 }

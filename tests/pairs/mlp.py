@@ -41,7 +41,9 @@ class OwnNorm(nnx.Module):
         elif self.fault == "unbiased_variance":
             y = (x - mean) / jnp.sqrt(x.var(-1, keepdims=True, ddof=1) + 1e-5)
         elif self.fault == "scale_plus_one":
-            return (x - mean) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * (1 + self.scale[...]) + self.bias[...]
+            return (x - mean) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * (1 + self.scale[...]) + self.bias[
+                ...
+            ]
         else:
             y = (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5)  # over the batch
         return y * self.scale[...] + self.bias[...]
@@ -110,6 +112,8 @@ FAULTS = {
     "dropout_on": Fault("drop", "output", "deterministic=False; equal with deterministic=True|dropout is on"),
     "softmax_over_batch": Fault("(output)", "input", "log_softmax over axis 1 .* log_softmax over axis 0"),
     "converted_transposed": Fault("fc2", "weights", "copied without transposing", AS_THEY_ARE),
-    "converted_exchanged": Fault("norm2", "weights", "scale has PyTorch's bias|bias has PyTorch's weight", AS_THEY_ARE),
+    "converted_exchanged": Fault(
+        "norm2", "weights", "scale has PyTorch's bias|bias has PyTorch's weight", AS_THEY_ARE
+    ),
     "converted_bfloat16": Fault("head", "weights", "bfloat16", AS_THEY_ARE),
 }

@@ -8,8 +8,17 @@ from torch.nn import functional
 from tests.pairs import Fault, images, randomise
 
 #            inputs, outputs, size, padding
-CHANNELS = ((1, 8, 3, 1), (8, 16, 3, 1), (16, 16, 3, 1), (16, 8, 1, 0), (8, 16, 3, 1), (16, 16, 3, 1),
-            (16, 8, 1, 0), (8, 16, 3, 0), (16, 10, 3, 0))  # fmt: skip
+CHANNELS = (
+    (1, 8, 3, 1),
+    (8, 16, 3, 1),
+    (16, 16, 3, 1),
+    (16, 8, 1, 0),
+    (8, 16, 3, 1),
+    (16, 16, 3, 1),
+    (16, 8, 1, 0),
+    (8, 16, 3, 0),
+    (16, 10, 3, 0),
+)
 
 
 class TorchNet(nn.Module):
@@ -35,16 +44,28 @@ class Net(nnx.Module):
         self.fault = fault
         self.convs = nnx.List(
             [
-                nnx.Conv(i, o, (k, k), padding=((p, p), (p, p)), use_bias=False, rngs=rngs, strides=1,
-                         kernel_dilation=2 if (index, fault) == (4, "dilation") else 1)  # fmt: skip
+                nnx.Conv(
+                    i,
+                    o,
+                    (k, k),
+                    padding=((p, p), (p, p)),
+                    use_bias=False,
+                    rngs=rngs,
+                    strides=1,
+                    kernel_dilation=2 if (index, fault) == (4, "dilation") else 1,
+                )
                 for index, (i, o, k, p) in enumerate(CHANNELS)
             ]
         )
         dtype = jnp.bfloat16 if fault == "bfloat16" else None
         self.norms = nnx.List(
             [
-                nnx.BatchNorm(o, rngs=rngs, dtype=dtype if index == 3 else None,
-                              use_scale=(index, fault) != (5, "no_scale"))  # fmt: skip
+                nnx.BatchNorm(
+                    o,
+                    rngs=rngs,
+                    dtype=dtype if index == 3 else None,
+                    use_scale=(index, fault) != (5, "no_scale"),
+                )
                 for index, (_, o, _, _) in enumerate(CHANNELS[:-1])
             ]
         )

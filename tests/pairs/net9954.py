@@ -79,7 +79,9 @@ FAULTS = {
     "default_momentum": Fault("2", "statistics", "momentum=0.9; Flax's momentum is 0.99"),
     "biased_running_variance": Fault("2", "statistics", "variance is biased"),
     "norm_epsilon": Fault("5", "output", "epsilon=1e-05; Flax's epsilon is 0.001"),
-    "frozen_statistics": Fault("5", "output", "use_running_average=True; equal with use_running_average=False"),
+    "frozen_statistics": Fault(
+        "5", "output", "use_running_average=True; equal with use_running_average=False"
+    ),
     "dropout_rate": Fault("8", "setting", "dropout rate 0.3 in PyTorch, 0.5 in Flax"),
     "norm_before_relu": Fault("13", "input", r"PyTorch computes relu\(.*Flax the output of 11"),
     "relu_missing": Fault("16", "input", r"PyTorch computes relu\(.*Flax the output of 14"),

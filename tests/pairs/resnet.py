@@ -18,7 +18,9 @@ class TorchBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample = nn.Sequential()
         if stride > 1:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x):
         y = self.relu(self.bn1(self.conv1(x)))
@@ -105,14 +107,20 @@ def inputs(rng):
 
 
 FAULTS = {
-    "same_at_stride_2": Fault("layer2.conv1", "output", r"padding \(\(1, 1\), \(1, 1\)\); Flax's SAME pads \(0, 1\)"),
-    "same_in_stem": Fault("conv1", "output", r"padding \(\(3, 3\), \(3, 3\)\); Flax's SAME pads \(2, 3\) at stride 2"),
+    "same_at_stride_2": Fault(
+        "layer2.conv1", "output", r"padding \(\(1, 1\), \(1, 1\)\); Flax's SAME pads \(0, 1\)"
+    ),
+    "same_in_stem": Fault(
+        "conv1", "output", r"padding \(\(3, 3\), \(3, 3\)\); Flax's SAME pads \(2, 3\) at stride 2"
+    ),
     "same_in_pool": Fault("layer1.conv1", "input", r"padding \(1, 1\), Flax max pooling .* padding \(0, 1\)"),
     "shortcut_epsilon": Fault("layer2.downsample.1", "output", "epsilon=1e-05; Flax's epsilon is 0.001"),
-    "no_relu_after_addition": Fault("layer2.conv1", "input", r"PyTorch computes relu\(.*\+.*, Flax the output of layer1"),
+    "no_relu_after_addition": Fault(
+        "layer2.conv1", "input", r"PyTorch computes relu\(.*\+.*, Flax the output of layer1"
+    ),
     "relu_before_addition": Fault("layer2.conv1", "input", r"Flax (.* \+ )?relu\(the output of layer1.bn2\)"),
     "no_shortcut": Fault("layer2.conv1", "input", r"\+ .*Flax relu\(the output of layer1.bn2\)"),
     "shortcut_twice": Fault("layer2.conv1", "input", "2"),
     "shortcut_detached": Fault("layer2.downsample.1", "gradient", "Flax's gradient is zero: stop_gradient"),
-    "flattened_as_nhwc": Fault("fc", "input", "flattened as NCHW, Flax .* flattened as NHWC"),
+    "flattened_as_nhwc": Fault("fc", "input", "flattened as NCHW, Flax.* flattened as NHWC"),
 }

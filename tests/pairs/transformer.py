@@ -44,7 +44,10 @@ class Net(nnx.Module):
         self.embed = nnx.Embed(WORDS, WIDTH, rngs=rngs)
         self.position = nnx.Param(jnp.zeros((LENGTH, WIDTH)))
         epsilon = {"epsilon": 1e-5}
-        self.norm1, self.norm2 = nnx.LayerNorm(WIDTH, **epsilon, rngs=rngs), nnx.LayerNorm(WIDTH, **epsilon, rngs=rngs)
+        self.norm1, self.norm2 = (
+            nnx.LayerNorm(WIDTH, **epsilon, rngs=rngs),
+            nnx.LayerNorm(WIDTH, **epsilon, rngs=rngs),
+        )
         self.qkv, self.out = nnx.Linear(WIDTH, 3 * WIDTH, rngs=rngs), nnx.Linear(WIDTH, WIDTH, rngs=rngs)
         self.up, self.down = nnx.Linear(WIDTH, 2 * WIDTH, rngs=rngs), nnx.Linear(2 * WIDTH, WIDTH, rngs=rngs)
         self.final = nnx.LayerNorm(WIDTH, **epsilon, rngs=rngs)

@@ -1,4 +1,4 @@
-"""A decoder: transposed convolution, instance norm, leaky ReLU, depthwise convolution, bilinear upsampling."""
+"""A decoder: transposed and depthwise convolution, instance norm, leaky ReLU, bilinear upsampling."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,9 @@ def align_corners(x, size):
     n, h, w, c = x.shape
     scale = jnp.array([(size - 1) / (h - 1), (size - 1) / (w - 1)], x.dtype)
     shift = 0.5 - 0.5 * scale
-    return jax.image.scale_and_translate(x, (n, size, size, c), (1, 2), scale, shift, "linear", antialias=False)
+    return jax.image.scale_and_translate(
+        x, (n, size, size, c), (1, 2), scale, shift, "linear", antialias=False
+    )
 
 
 class Net(nnx.Module):
@@ -47,7 +49,9 @@ class Net(nnx.Module):
         self.norm = nnx.InstanceNorm(6, epsilon=1e-6 if fault == "default_epsilon" else 1e-5, rngs=rngs)
         self.depthwise = nnx.Conv(6, 6, (3, 3), padding=1, feature_group_count=6, rngs=rngs)
         self.gate = nnx.Linear(6, 6, rngs=rngs)
-        self.last = nnx.Conv(6, 3, (3, 3), padding="SAME" if fault == "zero_padding" else "REFLECT", rngs=rngs)
+        self.last = nnx.Conv(
+            6, 3, (3, 3), padding="SAME" if fault == "zero_padding" else "REFLECT", rngs=rngs
+        )
 
     def __call__(self, x):
         x = nnx.leaky_relu(self.norm(self.up(x)), 0.01 if self.fault == "slope" else 0.2)
