@@ -134,7 +134,7 @@ class Layers:
                 continue
             if row.input > RELATIVE and between and order[call.path, call.number] == between[0][0]:
                 self._blame_between(row, between[0])
-            if row.what or (row.free or 0) > RELATIVE:
+            if (row.what and "gradient" not in row.what) or (row.free or 0) > RELATIVE:
                 break
         self._compare_model_outputs()
 
@@ -338,8 +338,10 @@ class Layers:
             layout = kinds.find_layout(expected, actual, "conv" if images and expected.ndim == 4 else "")
             self.outputs.append(OutputPair(label, other, layout, seed))
             far = np.inf if layout is None else difference(actual, expected.transpose(layout))
-            row = Row(f"(output{label})", f"(output{other})", "", free=far, output=None, input=far)
-            if far > RELATIVE and all((r.free or 0) <= RELATIVE and not r.what for r in self.rows):
+            row = Row(f"(output{label})", f"(output{other})", "", free=far, input=far)
+            if layout is not None:
+                row.allclose = bool(np.allclose(actual, expected.transpose(layout), 1e-3, 1e-3))
+            if far > RELATIVE and self._equal_so_far():
                 mine = actual.transpose(np.argsort(layout or range(actual.ndim)))
                 row.what = "input"
                 row.where = (
@@ -348,6 +350,11 @@ class Layers:
                 row.arrays = {"torch": expected, "flax": mine}
                 row.cause = self._explain_between(len(self.record.calls), expected, mine)
             self.extra.append(row)
+
+    def _equal_so_far(self) -> bool:
+        """Whether no leaf's output differs."""
+        forward = all(not row.what or "gradient" in row.what for row in self.rows)
+        return forward and all((row.free or 0) <= RELATIVE for row in self.rows)
 
     # --- backward ------------------------------------------------------------------------------------------
 

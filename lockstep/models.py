@@ -82,6 +82,8 @@ def compare(
             layers.loss()
             if _first(layers) is None:
                 layers.gradients()
+        elif not forward_equal and _first(layers) is None:
+            _blame_first(layers)
         notes += _notes(layers)
         rows = [*layers.rows, *layers.extra]
         first = _first(layers)
@@ -246,8 +248,14 @@ def _first(layers: Layers) -> Row | None:
     return next(iter(ahead + behind), None)
 
 
+def _blame_first(layers: Layers) -> None:
+    """Name the first output that differs where no layer and no code between explains it."""
+    row = next(row for row in [*layers.rows, *layers.extra] if (row.free or 0) > RELATIVE)
+    row.what, row.where = "output", f"the output of {row.name}, when both models run freely"
+
+
 def _runs_equal(layers: Layers) -> bool:
-    """Whether nothing differs in the forward pass."""
+    """Whether nothing differs in the forward pass, so that gradients can be compared."""
     rows = [*layers.rows, *layers.extra]
     return _first(layers) is None and all((row.free or 0) <= RELATIVE for row in rows)
 

@@ -87,7 +87,9 @@ class FlaxSide:
         for path, module in nnx.iter_modules(self.model):
             for name in ("dtype", "param_dtype"):
                 if getattr(module, name, None) is not None and _is_float32(getattr(module, name)):
-                    self.lifted += name == "dtype" and precision == "float64"
+                    self.lifted += (
+                        name == "dtype" and precision == "float64" and kinds.kind_of(module) != "embedding"
+                    )
                     setattr(module, name, dtype)
             kind = kinds.kind_of(module)
             rate = "rate" if kind == "dropout" else "dropout_rate"

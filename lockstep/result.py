@@ -43,6 +43,7 @@ class Row:
     output_gradient: float | None = None  # of the loss by the layer's output, when both run freely
     float32: float | None = None  # output or gradient when both run freely in float32
     noise: float | None = None  # the same between PyTorch and itself with its weights moved by one unit
+    allclose: bool | None = None  # of a model's output: what np.allclose says with 1e-3
     what: str = ""  # which of these differs: see `lockstep.compare.compare`; empty if none
     where: str = ""  # in words
     cause: str = ""  # the likely one, if one was found
