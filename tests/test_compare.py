@@ -44,7 +44,7 @@ def compare(torch_model, flax_model, inputs=X, **options):
     return lockstep.compare(torch_model, flax_model, inputs, **{"float32": False, **options})
 
 
-# --- the bench -----------------------------------------------------------------------------------------------
+# --- the bench ---------------------------------------------------------------------------------------------
 
 
 def test_there_are_enough_faults_and_the_page_has_them_all():
@@ -90,7 +90,7 @@ def test_no_false_alarm_over_ten_seeds(pair):
         assert result.equal, f"seed {seed}\n{result}"
 
 
-# --- models of many forms ------------------------------------------------------------------------------------
+# --- models of many forms ----------------------------------------------------------------------------------
 
 
 def test_a_comparison_leaves_the_models_as_they_are():
@@ -192,7 +192,7 @@ def test_the_arrays_reproduce_the_first_difference(tmp_path):
         assert np.abs(arrays["flax_0"] - expected).max() > 1e-9
 
 
-# --- mistakes ------------------------------------------------------------------------------------------------
+# --- mistakes ----------------------------------------------------------------------------------------------
 
 
 class NeedsMore(Dense):
@@ -246,7 +246,7 @@ def test_a_faulty_file_is_one_line(text, message, tmp_path):
         pair_file.main(pair_file.PairOptions(path))
 
 
-# --- the command ---------------------------------------------------------------------------------------------
+# --- the command -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.subprocess

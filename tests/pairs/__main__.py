@@ -64,7 +64,8 @@ def line(found: Found) -> str:
     cause = "" if first is None else first.cause.replace("|", "\\|")
     verdict = "" if found.where else " (wrong place)"
     verdict += "" if found.cause or not cause else " (wrong cause)"
-    return f"| {found.pair} | {found.fault.replace('_', ' ')} | {what} | {cause or 'none named'}{verdict} | {said} |"
+    name = found.fault.replace("_", " ")
+    return f"| {found.pair} | {name} | {what} | {cause or 'none named'}{verdict} | {said} |"
 
 
 def main() -> None:
