@@ -64,11 +64,14 @@ def pair_leaves(torch: list[Leaf], flax: list[Leaf], overrides: Mapping[str, str
         pairs.append((_get(by_torch, a, "PyTorch"), _get(by_flax, b.strip("/"), "Flax")))
     named = {kinds.plain(leaf.path): leaf for leaf in flax}
     taken = {id(leaf) for both in pairs for leaf in both}
+    same = []
     for leaf in torch:
         other = named.get(kinds.plain(leaf.path))
         if other and not taken & {id(leaf), id(other)} and affinity(leaf, other) > 0:
-            pairs.append((leaf, other))
-            taken |= {id(leaf), id(other)}
+            same.append((leaf, other))
+    if 2 * len(same) >= len(flax):  # else names agree by chance, e.g. numbers that one side counts from 0
+        pairs += same
+        taken |= {id(leaf) for both in same for leaf in both}
     rest = [[leaf for leaf in leaves if id(leaf) not in taken] for leaves in (torch, flax)]
     pairs += _align(*rest)
     taken = {id(leaf) for both in pairs for leaf in both}
