@@ -294,11 +294,15 @@ def _notes(layers: Layers) -> list[str]:
     ]
     if unused:
         notes.append(f"parameters without a gradient in PyTorch (unused?): {_some(unused)}")
+    leaves = [leaf for pair in layers.pairs for leaf in (pair.torch, pair.flax)]
+    leaves += [leaf for side in layers.unpaired for leaf in side]
     opaque = [
         leaf.path
-        for pair in layers.pairs
-        for leaf in (pair.torch, pair.flax)
-        if leaf.kind not in kinds.UNITS and not kinds.is_known(leaf.kind) and _has_children(leaf.module)
+        for leaf in leaves
+        if leaf.tensors
+        and leaf.kind not in kinds.UNITS
+        and not kinds.is_known(leaf.kind)
+        and _has_children(leaf.module)
     ]
     if opaque:
         notes.append(

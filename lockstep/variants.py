@@ -41,7 +41,9 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "the logarithm of {}": torch.log,
     "exp({})": torch.exp,
 }
-ACTIVATIONS = {k: UNARY[k] for k in list(UNARY)[:6]}
+ACTIVATIONS = {
+    k: f for k, f in UNARY.items() if k.split("(")[0] in ("{}", "relu", "GELU", "SiLU", "hard_swish")
+}
 
 
 def apply(function: Callable[[Tensor], Tensor], array: np.ndarray) -> np.ndarray:
@@ -96,11 +98,8 @@ def expressions(
                     yield f"{words.format(a)} + {words.format(b)}", apply(function, x) + apply(function, y)
             yield f"{a} times {b}", x * y
             yield f"{b} - {a}", y - x
-        elif _broadcast(x.shape, y.shape) in shapes:
-            for words, function in {**ACTIVATIONS, "sigmoid({})": torch.sigmoid}.items():
-                yield f"{words.format(a)} + {b}", apply(function, x) + y
-                yield f"{words.format(a)} times {b}", apply(function, x) * y
-                yield f"{a} times {words.format(b)}", x * apply(function, y)
+        else:
+            yield from _gated(a, x, b, y, shapes)
     for name, array in terms:
         if array.shape in shapes and array.ndim > 1:
             root = math.sqrt(array.shape[-1])
@@ -108,11 +107,27 @@ def expressions(
             yield f"{name} divided by the square root of {array.shape[-1]}", array / root
 
 
-def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
+def _gated(
+    a: str, x: np.ndarray, b: str, y: np.ndarray, shapes: set[tuple[int, ...]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Sums and products in which one is broadcast: position embeddings, layer scales, squeeze and excitation."""
+    if x.ndim < y.ndim or x.size < y.size:
+        a, x, b, y = b, y, a, x
+    if x.ndim == 4 and y.shape == x.shape[:2]:
+        y = y[:, :, None, None]
+    if x.shape not in shapes:
+        return
     try:
-        return np.broadcast_shapes(a, b)
+        y = np.broadcast_to(y, x.shape)
     except ValueError:
-        return None
+        return
+    for words, function in ACTIVATIONS.items():
+        left = apply(function, x)
+        yield f"{words.format(a)} + {b}", left + y
+        yield f"{words.format(a)} + {b} shifted by one", left + np.roll(y, 1, -2 if y.ndim > 1 else 0)
+        yield f"{words.format(a)} times {b}", left * y
+        for gate in ("sigmoid({})", "hard_sigmoid({})", "tanh({})"):
+            yield f"{words.format(a)} times {gate.format(b)}", left * apply(UNARY[gate], y)
 
 
 def _reshaped(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[str, np.ndarray]]:

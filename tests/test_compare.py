@@ -205,7 +205,7 @@ class NeedsMore(Dense):
     [
         (torch.relu, Dense(nnx.Rngs(0)), X, {}, "the PyTorch model must be a torch.nn.Module, not"),
         (nn.Linear, Dense(nnx.Rngs(0)), X, {}, "not the class Linear; call it"),
-        (torch_dense(), nnx.jit(Dense(nnx.Rngs(0))), X, {}, "the Flax model must be a flax.nnx.Module"),
+        (torch_dense(), jax.jit(lambda x: x), X, {}, "the Flax model must be a flax.nnx.Module"),
         (torch_dense(), Dense(nnx.Rngs(0)), X[:, :4], {}, "the PyTorch model cannot take these inputs"),
         (torch_dense(), NeedsMore(nnx.Rngs(0)), X, {}, "the Flax model cannot take these inputs"),
         (torch_dense(), Dense(nnx.Rngs(0)), X, {"pairs": {"5": "last"}}, "PyTorch calls no layer '5'"),
