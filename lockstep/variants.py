@@ -41,9 +41,8 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "the logarithm of {}": torch.log,
     "exp({})": torch.exp,
 }
-ACTIVATIONS = {
-    k: f for k, f in UNARY.items() if k.split("(")[0] in ("{}", "relu", "GELU", "SiLU", "hard_swish")
-}
+COMMON = ("{}", "relu", "GELU", "SiLU", "hard_swish")
+ACTIVATIONS = {words: function for words, function in UNARY.items() if words.split("(")[0] in COMMON}
 
 
 def apply(function: Callable[[Tensor], Tensor], array: np.ndarray) -> np.ndarray:

@@ -164,12 +164,17 @@ def test_a_jitted_module_is_opaque():
 
 
 def test_unused_parameters_are_named():
-    theirs = torch_dense()
-    theirs.spare = nn.Linear(2, 2)
-    theirs.forward = lambda x: theirs[2](theirs[1](theirs[0](x)))
-    assert any(
-        "unused" in note and "spare.weight" in note for note in compare(theirs, Dense(nnx.Rngs(0))).notes
-    )
+    class Spare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.spare = nn.Linear(6, 6), nn.Linear(6, 3), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.first(x)))
+
+    result = compare(Spare(), Dense(nnx.Rngs(0)))
+    assert result.equal, str(result)
+    assert any("unused" in note and "spare.weight" in note for note in result.notes)
 
 
 def test_rounding_in_float32_is_measured_against_the_noise_floor():
