@@ -109,7 +109,7 @@ def expressions(
 def _gated(
     a: str, x: np.ndarray, b: str, y: np.ndarray, shapes: set[tuple[int, ...]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Sums and products in which one is broadcast: position embeddings, layer scales, squeeze and excitation."""
+    """Sums and products in which one is broadcast: position embeddings, layer scales, squeezes."""
     if x.ndim < y.ndim or x.size < y.size:
         a, x, b, y = b, y, a, x
     if x.ndim == 4 and y.shape == x.shape[:2]:
