@@ -47,7 +47,7 @@ ACTIVATIONS = {words: function for words, function in UNARY.items() if words.spl
 
 def apply(function: Callable[[Tensor], Tensor], array: np.ndarray) -> np.ndarray:
     """A function of PyTorch, of a NumPy array."""
-    return function(torch.from_numpy(np.ascontiguousarray(array))).numpy()
+    return function(torch.tensor(array)).numpy()
 
 
 # --- the code between layers -------------------------------------------------------------------------------
@@ -120,6 +120,8 @@ def _gated(
         y = np.broadcast_to(y, x.shape)
     except ValueError:
         return
+    root = math.sqrt(x.shape[-1])
+    yield f"{a} times the square root of {x.shape[-1]} + {b}", x * root + y
     for words, function in ACTIVATIONS.items():
         left = apply(function, x)
         yield f"{words.format(a)} + {b}", left + y

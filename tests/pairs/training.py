@@ -58,7 +58,7 @@ def flax_loss(logits, fault=""):
 
 def flax_optimizer(fault=""):
     late = {"schedule_late": -1, "schedule_early": 1}.get(fault, 0)
-    rate = 0.01 if fault == "no_schedule" else lambda step: 0.01 * (1 - (step + late) / 8)
+    rate = 0.01 if fault == "no_schedule" else lambda step: 0.01 * (1 - jnp.maximum(step + late, 0) / 8)
     options = {"weight_decay": 0.02}
     options |= {
         "default_decay": {"weight_decay": 1e-4},

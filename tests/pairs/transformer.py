@@ -114,7 +114,7 @@ FAULTS = {
     "scaled_embedding": Fault("norm1", "input", "square root of 12|times"),
     "shifted_positions": Fault("norm1", "input", r"\+ the parameter position"),
     "no_positions": Fault("norm1", "input", "parameter position"),
-    "post_norm": Fault("qkv", "input", ""),
+    "post_norm": Fault("norm2", "input", r"input of norm1, Flax the output of out \+ the input of qkv"),
     "split_by_head": Fault("out", "input", r"\(3, 3 heads, size\).*Flax .*\(3 heads, 3, size\)"),
     "scale_of_all_heads": Fault("out", "input", "square root of 12"),
     "no_scale": Fault("out", "input", "not scaled"),
@@ -124,6 +124,6 @@ FAULTS = {
     "softmax_over_queries": Fault("out", "input", "softmax over the queries"),
     "heads_joined_wrongly": Fault("out", "input", "without moving the heads back"),
     "tanh_gelu": Fault("down", "input", "GELU.*with erf.*Flax GELU.*with tanh"),
-    "untied": Fault("embed", "parameter gradient", "shares embed.weight with head.weight"),
+    "untied": Fault("head", "parameter gradient", "shares embed.weight with head.weight"),
     "padding_gradient": Fault("embed", "parameter gradient", "padding_idx=0"),
 }
