@@ -85,6 +85,16 @@ class Layers:
 
     def weights(self) -> None:
         """Compare the weights as they are: `Row.weights`."""
+        state, every = dict(self.torch.model.named_parameters()), variables(self.flax.model)
+        for loose in reversed(self.loose):
+            expected = loose.to_flax(state[loose.source].detach().numpy())
+            actual = observe_flax.to_numpy(every[loose.variable].get_value())
+            path = observe_flax.name_of(loose.variable)
+            row = Row(loose.source, path, "parameter", weights=difference(actual, expected))
+            if row.weights > RELATIVE:
+                row.what, row.where = "weights", f"the parameter {both(row)}"
+                row.cause, row.arrays = causes.relate(expected, actual), {"torch": expected, "flax": actual}
+            self.rows.insert(0, row)
         for pair in self.pairs:
             own = variables(self.flax.modules()[pair.flax.path])
             worst, case = 0.0, None

@@ -92,6 +92,8 @@ class FlaxSide:
                     )
                     setattr(module, name, dtype)
             kind = kinds.kind_of(module)
+            if precision == "float64" and getattr(module, "attention_fn", None) is nnx.dot_product_attention:
+                module.attention_fn = attention_in_float64
             rate = "rate" if kind == "dropout" else "dropout_rate"
             if training and kinds.is_known(kind) and getattr(module, rate, 0):
                 self.rates[name_of(path)] = getattr(module, rate)
@@ -280,6 +282,11 @@ def by_path(state: Any) -> dict[Path, np.ndarray]:
     """The arrays of a state of NNX, by path."""
     flat = dict(nnx.to_flat_state(state))
     return {path: to_numpy(x.get_value() if isinstance(x, nnx.Variable) else x) for path, x in flat.items()}
+
+
+def attention_in_float64(*args: Any, **kwargs: Any) -> Any:
+    """`nnx.dot_product_attention` without jax.nn's, which takes its softmax in float32 whatever it is given."""
+    return nnx.dot_product_attention(*args, **{**kwargs, "dropout_rate": kwargs.get("dropout_rate") or 1e-9})
 
 
 def _is_float32(value: Any) -> bool:

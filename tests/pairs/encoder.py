@@ -68,6 +68,18 @@ def flax_model(fault=""):
     model = Net(fault, nnx.Rngs(0))
     if fault.startswith("converted"):
         theirs = {name: jnp.asarray(x.numpy(force=True)) for name, x in torch_model().state_dict().items()}
+        for name, layer in {"fc1": model.fc1, "fc2": model.fc2, "head": model.head}.items():
+            layer.kernel.set_value(theirs[f"{name}.weight"].T)
+            layer.bias.set_value(theirs[f"{name}.bias"])
+        for name, norm in {"norm": model.norm, "norm1": model.norm1, "norm2": model.norm2}.items():
+            norm.scale.set_value(theirs[f"{name}.weight"])
+            norm.bias.set_value(theirs[f"{name}.bias"])
+        for name, parameter in {
+            "token": model.token,
+            "position": model.position,
+            "scale": model.scale,
+        }.items():
+            parameter.set_value(theirs[name])
         a = model.attention
         q, k, v = (w.T.reshape(WIDTH, HEADS, -1) for w in jnp.split(theirs["attention.in_proj_weight"], 3))
         a.query.kernel.set_value(k if fault == "converted_exchanged" else q)
