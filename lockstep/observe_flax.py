@@ -285,7 +285,7 @@ def by_path(state: Any) -> dict[Path, np.ndarray]:
 
 
 def attention_in_float64(*args: Any, **kwargs: Any) -> Any:
-    """`nnx.dot_product_attention` without jax.nn's, which takes its softmax in float32 whatever it is given."""
+    """`nnx.dot_product_attention` without the one of jax.nn, whose softmax is always in float32."""
     return nnx.dot_product_attention(*args, **{**kwargs, "dropout_rate": kwargs.get("dropout_rate") or 1e-9})
 
 
