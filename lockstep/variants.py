@@ -41,6 +41,7 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "the logarithm of {}": torch.log,
     "exp({})": torch.exp,
 }
+MAX_PLACES = 32  # of a sequence, that are tried
 COMMON = ("{}", "relu", "GELU", "SiLU", "hard_swish")
 ACTIVATIONS = {words: function for words, function in UNARY.items() if words.split("(")[0] in COMMON}
 
@@ -159,6 +160,10 @@ def _reshaped(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[
         yield f"the mean of {name} over axis 1", array.mean(1)
         yield f"the maximum of {name} over axis 1", array.max(1)
         yield f"the sum of {name} over axis 1", array.sum(1)
+    if array.ndim == 3 and len(shape) == 2:
+        for axis in (1, 2):
+            for index in range(min(array.shape[axis], MAX_PLACES)):
+                yield f"{name} at {index} of axis {axis}", array.take(index, axis)
     if array.ndim == 4 and len(shape) == 4 and array.shape[:2] == shape[:2]:
         yield from _resized(name, torch.from_numpy(np.ascontiguousarray(array)), shape)
 

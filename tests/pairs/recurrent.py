@@ -96,6 +96,8 @@ FAULTS = {
     "update_exchanged": Fault("gru", "output", "update gate weighs the new state"),
     "flax_gru_cell": Fault("gru", "output", "no recurrent bias of the new gate"),
     "first_state": Fault("gru", "input", "plus 1|constant"),
-    "backwards_in_time": Fault("lstm", "input", "time|axis"),
-    "other_state": Fault("head", "input", "PyTorch computes the output of gru .* Flax the output of lstm"),
+    "backwards_in_time": Fault("lstm", "input", "at 0 of axis 2, Flax .* at 4 of axis 2"),
+    "other_state": Fault(
+        "head", "input", "PyTorch computes the output of gru .* Flax the (output of lstm|input of gru)"
+    ),
 }
