@@ -331,6 +331,11 @@ def _variations(base: Rule, trace: Trace) -> list[tuple[str, dict[str, Any]]]:
         if any(getattr(base, key) != value for key, value in change.items()):
             found.append((words, change))
 
+    if not base.adam and base.momentum:  # the same numbers as another learning rate, but likelier
+        add(
+            "Flax averages the gradients (optax.ema, factor 1 - momentum), PyTorch sums them",
+            dampening=base.momentum,
+        )
     last = rates[-1]
     add(
         "Flax's schedule is one step ahead: PyTorch steps its scheduler after the optimizer",
@@ -374,9 +379,5 @@ def _variations(base: Rule, trace: Trace) -> list[tuple[str, dict[str, Any]]]:
         add(f"Nesterov momentum: Flax {words[0]}, PyTorch {words[1]}", nesterov=not base.nesterov)
         for momentum in (0.0, 0.8, 0.9, 0.95, 0.99, round(1 - base.momentum, 6)):
             add(f"Flax's momentum is {momentum:g}, PyTorch's {base.momentum:g}", momentum=momentum)
-        add(
-            "Flax averages the gradients (optax.ema, factor 1 - momentum), PyTorch sums them",
-            dampening=base.momentum,
-        )
         add("PyTorch dampens the momentum, Flax does not", dampening=0.0)
     return found
