@@ -96,6 +96,9 @@ def expressions(
                     yield f"{words.format(a)} times {b}", apply(function, x) * y
                     yield f"{a} times {words.format(b)}", x * apply(function, y)
                     yield f"{words.format(a)} + {words.format(b)}", apply(function, x) + apply(function, y)
+            for words in ("{}", "relu({})"):
+                yield words.format(f"{a} + 2 times {b}"), apply(UNARY[words], x + 2 * y)
+                yield words.format(f"{b} + 2 times {a}"), apply(UNARY[words], y + 2 * x)
             yield f"{a} times {b}", x * y
             yield f"{b} - {a}", y - x
         else:

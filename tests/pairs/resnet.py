@@ -120,7 +120,7 @@ FAULTS = {
     ),
     "relu_before_addition": Fault("layer2.conv1", "input", r"Flax (.* \+ )?relu\(the output of layer1.bn2\)"),
     "no_shortcut": Fault("layer2.conv1", "input", r"\+ .*Flax relu\(the output of layer1.bn2\)"),
-    "shortcut_twice": Fault("layer2.conv1", "input", "2"),
+    "shortcut_twice": Fault("layer2.conv1", "input", r"Flax relu\(.* \+ 2 times"),
     "shortcut_detached": Fault("layer2.downsample.1", "gradient", "Flax's gradient is zero: stop_gradient"),
     "flattened_as_nhwc": Fault("fc", "input", "flattened as NCHW, Flax.* flattened as NHWC"),
 }
