@@ -42,7 +42,7 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "exp({})": torch.exp,
 }
 MAX_PLACES = 32  # of a sequence, that are tried
-COMMON = ("{}", "relu", "GELU", "SiLU", "hard_swish")
+COMMON = ("{}", "relu", "leaky_relu", "GELU", "SiLU", "hard_swish")
 ACTIVATIONS = {words: function for words, function in UNARY.items() if words.split("(")[0] in COMMON}
 
 

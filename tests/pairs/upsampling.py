@@ -20,8 +20,8 @@ class TorchNet(nn.Module):
 
     def forward(self, x):
         x = functional.leaky_relu(self.norm(self.up(x)), 0.2)
-        x = self.depthwise(x)
         x = x * self.gate(x.mean((2, 3))).sigmoid()[:, :, None, None]
+        x = self.depthwise(x)
         x = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
         return self.last(x)
 
@@ -55,9 +55,8 @@ class Net(nnx.Module):
 
     def __call__(self, x):
         x = nnx.leaky_relu(self.norm(self.up(x)), 0.01 if self.fault == "slope" else 0.2)
-        x = self.depthwise(x)
         gate = nnx.hard_sigmoid if self.fault == "hard_sigmoid" else nnx.sigmoid
-        x = x * gate(self.gate(x.mean((1, 2))))[:, None, None]
+        x = self.depthwise(x * gate(self.gate(x.mean((1, 2))))[:, None, None])
         shape = (x.shape[0], 16, 16, 6)
         if self.fault == "align_corners":
             x = align_corners(x, 16)
@@ -77,8 +76,8 @@ def inputs(rng):
 FAULTS = {
     "torch_padding_of_transposed": Fault("up", "output", r"padding \(\(2, 2\), \(2, 2\)\)"),
     "default_epsilon": Fault("norm", "output", "epsilon=1e-05; Flax's epsilon is 1e-06"),
-    "slope": Fault("depthwise", "input", "of slope 0.2, Flax .* of slope 0.01"),
-    "hard_sigmoid": Fault("last", "input", "sigmoid"),
+    "slope": Fault("gate", "input", "of slope 0.2.* Flax .* of slope 0.01"),
+    "hard_sigmoid": Fault("depthwise", "input", "sigmoid"),
     "zero_padding": Fault("last", "output", "padding REFLECT; Flax's SAME"),
     "align_corners": Fault("last", "input", "align_corners"),
     "nearest": Fault("last", "input", "nearest"),
