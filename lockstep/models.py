@@ -99,6 +99,8 @@ def compare(
     for row in rows:
         if row.what:
             row.verdict = "different"
+        elif row.verdict == "equal" and (row.free or 0) > RELATIVE:
+            row.verdict = "follows"
     return Result(
         rows + _not_compared(layers), first, notes, steps if optimizers and not first else 0, float32
     )

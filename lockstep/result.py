@@ -47,7 +47,8 @@ class Row:
     what: str = ""  # which of these differs: see `lockstep.compare.compare`; empty if none
     where: str = ""  # in words
     cause: str = ""  # the likely one, if one was found
-    verdict: str = "equal"  # equal, different or not compared
+    # equal; different; follows: differs only because something before it does; not compared
+    verdict: str = "equal"
     arrays: dict[str, np.ndarray] = field(default_factory=dict)  # to reproduce the difference with
 
     @property
@@ -109,11 +110,11 @@ class Result:
             table.add_column(title, overflow="fold")
         for title in shown.values():
             table.add_column(title, justify="right", no_wrap=True)
-        table.add_column("verdict")
+        table.add_column("verdict", overflow="fold")
         for row in self.rows:
             numbers = [_format(getattr(row, key)) for key in shown]
             style = {"different": "bold red", "not compared": "dim"}.get(row.verdict)
-            verdict = f"{row.verdict}: {row.what}" if row.what else row.verdict
+            verdict = f"differs: {row.what}" if row.what else row.verdict
             table.add_row(row.torch, row.flax, row.kind, *numbers, verdict, style=style)
         return table
 
