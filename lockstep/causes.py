@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -98,7 +99,8 @@ def settings(kind: str, theirs: Any, call: Call) -> Iterator[tuple[str, Any]]:
     """Attributes of a Flax layer and the values that a PyTorch module asks for."""
     get = lambda name, default=None: getattr(theirs, name, default)  # noqa: E731
     if kind in kinds.CONVOLUTIONS:
-        padding, size = get("padding"), len(theirs.kernel_size)
+        padding: Any = get("padding")
+        size = len(theirs.kernel_size)
         if kind == "conv transpose":
             reach = [d * (k - 1) for d, k in zip(theirs.dilation, theirs.kernel_size, strict=True)]
             pads = zip(reach, padding, theirs.output_padding, strict=True)
@@ -164,21 +166,18 @@ def _explain_by_settings(case: Case) -> str:
         if hasattr(module, name) and not _same(current, value):
             words = f"equal with {_show(name, value)}; Flax's {_explain_current(name, current, case)}"
 
-            def edit(copy: Any, name: str = name, value: Any = value) -> None:
-                setattr(copy, name, value)
-
-            edits.append((words, edit))
+            edits.append((words, partial(_set, name, value)))
     dtype = getattr(module, "dtype", None)
     if dtype is not None and np.dtype(dtype) != np.float64:
         edits.append(
             (
                 f"Flax computes in {np.dtype(dtype)}; equal with dtype=None",
-                lambda m: setattr(m, "dtype", None),
+                partial(_set, "dtype", None),
             )
         )
     if getattr(module, "use_fast_variance", False):
         words = "equal with use_fast_variance=False; E[x²] - E[x]² cancels"
-        edits.append((words, lambda m: setattr(m, "use_fast_variance", False)))
+        edits.append((words, partial(_set, "use_fast_variance", False)))
     for words, edit in edits:
         if case.fits(edit):
             return words
@@ -186,6 +185,10 @@ def _explain_by_settings(case: Case) -> str:
         if case.fits(lambda m, e=edit, o=other: (e(m), o(m), None)[2]):
             return f"{words}; and {more}"
     return ""
+
+
+def _set(name: str, value: Any, module: Any) -> None:
+    setattr(module, name, value)
 
 
 def _same(current: Any, value: Any) -> bool:
@@ -211,7 +214,11 @@ def _explain_current(name: str, current: Any, case: Case) -> str:
         shown = pads[0] if len(set(pads)) == 1 else tuple(pads)
         return f"SAME pads {shown} at stride {theirs.stride[0]}"
     note = ""
-    if name == "momentum" and math.isclose(current, case.torch.module.momentum):
+    if (
+        name == "momentum"
+        and isinstance(current, float)
+        and math.isclose(current, case.torch.module.momentum)
+    ):
         note = " (PyTorch's m weighs the new value, Flax's the old one)"
     if name == "epsilon" and case.pair.kind == "layer norm" and current == 1e-6:
         note = " (its default; PyTorch's is 1e-5)"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-Path = tuple[str | int, ...]
+Path = tuple[Any, ...]  # of strings and numbers
 Layout = tuple[int, ...]  # the permutation of axes that takes PyTorch's array to Flax's
 
 CONVOLUTIONS = ("conv", "conv transpose")

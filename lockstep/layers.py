@@ -65,7 +65,7 @@ class Layers:
     outputs: list[OutputPair] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     extra: list[Row] = field(default_factory=list)  # output and loss
-    unpaired: tuple[list[Leaf], list[Leaf]] = ((), ())  # pyright: ignore
+    unpaired: tuple[list[Leaf], ...] = ([], [])
 
     def __post_init__(self) -> None:
         self.by_torch = {pair.torch.path: pair for pair in self.pairs}
@@ -90,8 +90,9 @@ class Layers:
             expected = loose.to_flax(state[loose.source].detach().numpy())
             actual = observe_flax.to_numpy(every[loose.variable].get_value())
             path = observe_flax.name_of(loose.variable)
-            row = Row(loose.source, path, "parameter", weights=difference(actual, expected))
-            if row.weights > RELATIVE:
+            far = difference(actual, expected)
+            row = Row(loose.source, path, "parameter", weights=far)
+            if far > RELATIVE:
                 row.what, row.where = "weights", f"the parameter {both(row)}"
                 row.cause, row.arrays = causes.relate(expected, actual), {"torch": expected, "flax": actual}
             self.rows.insert(0, row)
@@ -261,7 +262,7 @@ class Layers:
         if pair.kind == "attention" and given:  # the same array may be given once or three times
             wanted = [g for g, _ in gradients[:3] if g is not None]
             if len(given) != len(wanted) and len({g.shape for g in wanted}) == 1:
-                gradients, given = [(sum(wanted), gradients[0][1])], [sum(given)]
+                gradients, given = [(np.sum(wanted, 0), gradients[0][1])], [np.sum(given, 0)]
         inputs_far = []
         for (g, x), mine in zip(gradients, given, strict=False):
             if g is None:
@@ -398,8 +399,8 @@ class Layers:
 
         floats = {k: jnp.asarray(v, self.flax.precision) for k, v in feed.items() if is_float(v)}
         loss, gradient = jax.value_and_grad(value)(floats)
-        row = Row("(loss)", "(loss)", "", output=abs(float(loss) - self.record.objective))
-        row.output = float(row.output / max(abs(self.record.objective), 1e-300))
+        far = abs(float(loss) - self.record.objective) / max(abs(self.record.objective), 1e-300)
+        row = Row("(loss)", "(loss)", "", output=far)
         theirs = self.record.output_gradients
         row.input_gradient = largest(
             [
@@ -408,7 +409,7 @@ class Layers:
                 if p.flax in gradient and p.torch in theirs and p.layout
             ]
         )
-        if row.output > RELATIVE or row.input_gradient > RELATIVE:
+        if far > RELATIVE or row.input_gradient > RELATIVE:
             row.what = "loss"
             values = f"{self.record.objective:.6g} in PyTorch, {float(loss):.6g} in Flax"
             row.where = f"the loss of the same output: {values}"

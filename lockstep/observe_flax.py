@@ -93,7 +93,7 @@ class FlaxSide:
                     setattr(module, name, dtype)
             kind = kinds.kind_of(module)
             if precision == "float64" and getattr(module, "attention_fn", None) is nnx.dot_product_attention:
-                module.attention_fn = attention_in_float64
+                setattr(module, "attention_fn", attention_in_float64)  # noqa: B010 - only some modules have it
             rate = "rate" if kind == "dropout" else "dropout_rate"
             if training and kinds.is_known(kind) and getattr(module, rate, 0):
                 self.rates[name_of(path)] = getattr(module, rate)

@@ -63,7 +63,7 @@ class TorchSide:
                 still.append(path)
             rate = getattr(module, "dropout", None)
             if module.training and isinstance(rate, float) and rate and kinds.is_known(kinds.kind_of(module)):
-                module.dropout = 0.0
+                setattr(module, "dropout", 0.0)  # noqa: B010 - only some modules have it
                 still.append(path)
         return still
 
@@ -72,7 +72,8 @@ class TorchSide:
         found = {name: tensor for name, tensor in module.named_parameters() if "parametrizations" not in name}
         found |= {name: tensor for name, tensor in module.named_buffers() if tensor.is_floating_point()}
         if torch.nn.utils.parametrize.is_parametrized(module):
-            found |= {name: getattr(module, name) for name in module.parametrizations}
+            made: Any = module.parametrizations
+            found |= {name: getattr(module, name) for name in made}
         return {name: to_numpy(tensor) for name, tensor in found.items()}
 
     def nudge(self) -> None:

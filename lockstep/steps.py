@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -285,7 +285,7 @@ def _replay(trace: Trace, table: list, transform: Any, layers: Layers) -> Tensor
     by_variable = {path: (names, gradient) for _, names, path, _, gradient in table}
     for step in trace.gradients:
         flat = {}
-        for path, leaf in nnx.to_flat_state(params):
+        for path, leaf in nnx.to_flat_state(cast(nnx.State, params)):
             value = np.zeros(leaf.get_value().shape)
             if path in by_variable and all(n in step for n in by_variable[path][0]):
                 value = by_variable[path][1](*(step[n] for n in by_variable[path][0]))
