@@ -71,15 +71,11 @@ def line(found: Found) -> str:
 
 def main() -> None:
     """Rewrite the rows of the pairs that the command line names, or all."""
+    new = [line(find(pair, fault)) for pair in sys.argv[1:] or PAIRS for fault in faults(pair)]
     before, rest = PAGE.read_text().split(START)
     table, after = rest.split(END, 1)
-    named = sys.argv[1:] or list(PAIRS)
     rows = {tuple(row.split(" | ")[:2]): row for row in table.splitlines() if row.startswith("| ")}
-    for pair in named:
-        for fault in faults(pair):
-            row = line(find(pair, fault))
-            print(row, flush=True)
-            rows[tuple(row.split(" | ")[:2])] = row
+    rows |= {tuple(row.split(" | ")[:2]): row for row in new}
     every = [(pair, fault.replace("_", " ")) for pair in PAIRS for fault in faults(pair)]
     kept = [rows[f"| {pair}", fault] for pair, fault in every if (f"| {pair}", fault) in rows]
     where = sum("(wrong place)" not in row for row in kept)

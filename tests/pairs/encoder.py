@@ -107,7 +107,7 @@ FAULTS = {
     "wrong_heads": Fault("attention", "output", "4 heads, PyTorch 3"),
     "causal": Fault("attention", "output", "causal"),
     "patches_by_column": Fault("norm1", "input", "another order|column by column"),
-    "no_layer_scale": Fault("norm", "input", "parameter scale"),
+    "no_layer_scale": Fault("norm", "input", "Flax computes the output of fc2 .* the input of norm2"),
     "mean_for_token": Fault("head", "input", "the first of .*, Flax the mean"),
     "converted_exchanged": Fault(
         "attention", "weights", "has the projection of the (key|query)", AS_THEY_ARE
