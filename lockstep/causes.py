@@ -20,7 +20,7 @@ from lockstep.observe import Call, Local, difference
 from lockstep.pairing import Pair
 
 EQUAL = 1e-9  # between what was tried and what was seen
-NARROW = {"float32": 1e-6, "float16": 5e-3, "bfloat16": 2e-2}  # how far each rounds
+NARROW = {"float32": 1e-6, "float16": 7e-4, "bfloat16": 2e-2}  # how far each rounds
 
 
 @dataclass

@@ -73,7 +73,7 @@ def inputs(rng):
 
 
 FAULTS = {
-    "same_for_valid": Fault("11", "output", r"padding \(\(0, 0\), \(0, 0\)\); Flax's SAME pads \(1, 1\)"),
+    "same_for_valid": Fault("9", "output", r"padding \(\(0, 0\), \(0, 0\)\); Flax's SAME pads \(1, 1\)"),
     "no_bias": Fault("6", "output", "leaves out the bias"),
     "momentum_swapped": Fault("2", "statistics", "momentum=0.9; .*weighs the new value"),
     "default_momentum": Fault("2", "statistics", "momentum=0.9; Flax's momentum is 0.99"),
@@ -83,8 +83,8 @@ FAULTS = {
         "5", "output", "use_running_average=True; equal with use_running_average=False"
     ),
     "dropout_rate": Fault("8", "setting", "dropout rate 0.3 in PyTorch, 0.5 in Flax"),
-    "norm_before_relu": Fault("13", "input", r"PyTorch computes relu\(.*Flax the output of 11"),
-    "relu_missing": Fault("16", "input", r"PyTorch computes relu\(.*Flax the output of 14"),
+    "norm_before_relu": Fault("11", "input", r"PyTorch computes relu\(.*Flax the output of 9"),
+    "relu_missing": Fault("14", "input", r"PyTorch computes relu\(.*Flax the output of 12"),
     "average_pool": Fault("8", "input", "PyTorch computes max pooling.*Flax average pooling"),
     "global_maximum": Fault("(output)", "input", "the mean of .* over space, Flax the maximum"),
     "stop_gradient": Fault("3", "gradient", "Flax's gradient is zero: stop_gradient"),
