@@ -458,7 +458,7 @@ class Layers:
                 continue
             g = np.zeros(x.shape) if g is None else g
             layout = kinds.find_layout(g, mine, pair.kind, theirs.module)
-            scale = 1e-6 * self._gradient_size
+            scale = SMALL * self._gradient_size
             differences.append(np.inf if layout is None else difference(mine, g.transpose(layout), scale))
         return largest(differences)
 
@@ -499,7 +499,7 @@ class Layers:
                 continue
             theirs = [self.record.gradients.get(n, np.zeros(self.torch_parameters[n])) for n in names]
             mine, expected = found.gradients[path], gradient(*theirs)
-            far = difference(mine, expected, 1e-6 * largest(sizes))
+            far = difference(mine, expected, SMALL * largest(sizes))
             if row is None:
                 row = Row(name, observe_flax.name_of(path), "parameter", parameter_gradient=far)
                 self.extra.append(row)

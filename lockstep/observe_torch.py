@@ -190,13 +190,18 @@ class TorchSide:
             buffers = {n: to_numpy(b) for n, b in module.named_buffers(recurse=False)}
             stack.append({"leaf": True, "arguments": arrays, "statistics": buffers})
 
-        def after(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        def after(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
             frame = stack.pop()
             kind = kinds.kind_of(module)
             if not frame["leaf"] or kind == "identity":
-                return
+                return output
             path = self.paths[id(module)]
             tensors = [x for x in _pytree.tree_leaves(output) if is_tensor(x)]
+            if len(tensors) > 1:
+                # One may be made of another, as an LSTM's output is of its cell state. A copy's gradient is
+                # that of what comes after the layer only.
+                output = _pytree.tree_map(lambda x: x.clone() if is_tensor(x) else x, output)
+                tensors = [x for x in _pytree.tree_leaves(output) if is_tensor(x)]
             inputs = [x for x in _pytree.tree_leaves(frame["arguments"]) if isinstance(x, np.ndarray)]
             tensors = kinds.canonical("torch", kind, "outputs", tensors)
             call = Call(
@@ -216,6 +221,7 @@ class TorchSide:
                 if tensor.requires_grad:
                     tensor.register_hook(lambda g, c=call, i=index: c.gradients.__setitem__(i, to_numpy(g)))
             calls.append(call)
+            return output
 
         handles = []
         for path, module in self.model.named_modules():
