@@ -1,5 +1,9 @@
-"""Train in both frameworks at once and compare every step: ``python -m lockstep --help``."""
+"""Train in both frameworks at once and compare every step: ``python -m lockstep --help``.
 
+``python -m lockstep pair.py`` compares two models of your own: see `lockstep.pair`.
+"""
+
+import sys
 import time
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -7,6 +11,7 @@ from typing import Annotated, Any, Literal
 from rich.table import Table
 
 from lockstep import figure
+from lockstep import pair as pair_file
 from lockstep.runs import KINDS, Comparison, run_lockstep, summarise, turn_everything_on
 from recipe import data, record, report
 from recipe.checkpoint import state_digest
@@ -23,7 +28,10 @@ HEADINGS = {"torch_jax": "PyTorch, Flax", "torch_torch": "PyTorch, itself", "jax
 
 @dataclass(frozen=True)
 class LockstepOptions(record.PublishOptions, DeviceOptions, DataOptions):
-    """Train one network in PyTorch and Flax at once and compare them after every step."""
+    """Train one network in PyTorch and Flax at once and compare them after every step.
+
+    To compare two models of your own, give a file: python -m lockstep pair.py --help.
+    """
 
     network: Annotated[str, optional("|".join(NETWORKS), "net10040")] = "net10040"
     """Which network to train."""
@@ -132,4 +140,7 @@ def show(row: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
 
 
 if __name__ == "__main__":
+    if any(word.endswith(".py") for word in sys.argv[1:]):
+        run_command(pair_file.PairOptions, pair_file.main, "python -m lockstep pair.py")
+        sys.exit()
     run_command(LockstepOptions, main, "python -m lockstep")

@@ -61,7 +61,7 @@ IMPORTS = {
 }
 COMMANDS = {"lockstep/__main__.py": {"torch_impl", "jax_impl"}}
 TORCH, JAX = {"torch", "torchvision"}, {"jax", "flax", "optax", "tensorflow_datasets"}
-FRAMEWORKS = {"recipe": set(), "lockstep": set(), "torch_impl": TORCH, "jax_impl": JAX}
+FRAMEWORKS = {"recipe": set(), "torch_impl": TORCH, "jax_impl": JAX}
 
 
 def signatures(path: Path) -> Iterator[str]:

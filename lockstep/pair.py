@@ -1,0 +1,141 @@
+"""``python -m lockstep pair.py``: compare the two models that a file defines."""
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import tyro
+
+from recipe import report
+from recipe.cli import check_range
+from recipe.errors import UserError, reason
+from recipe.files import write_atomically
+from recipe.options import MAX_SEED
+
+NEEDED = ("torch_model", "flax_model", "inputs")
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """Compare a PyTorch model with its Flax port, layer by layer.
+
+    The file defines torch_model(), flax_model() and inputs(rng), where rng is a numpy.random.Generator.
+    It may define torch_loss(output) and flax_loss(output), torch_optimizer(parameters) and
+    flax_optimizer(), flax_inputs(inputs), and pairs, a dict of torch.path: flax/path.
+    Exit code 0: equal, 1: different, 2: an error.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """The file, e.g. pair.py."""
+    weights: bool = True
+    """Copy PyTorch's weights into Flax; --no-weights compares them too, e.g. of a converted checkpoint."""
+    backward: bool = True
+    """Compare gradients."""
+    float32: bool = True
+    """Compare in float32 too, against the noise floor."""
+    steps: int = 10
+    """Training steps to compare if there are optimizers."""
+    seed: int = 0
+    """Of the inputs."""
+    json: Path | None = None
+    """Write the result to this file."""
+    arrays: Path | None = None
+    """Write the arrays of the first difference to this .npz file."""
+
+
+def main(options: PairOptions) -> None:
+    """Compare, print, and exit with 1 if something differs.
+
+    Raises:
+        UserError: the file cannot be used, or what `lockstep.compare` raises.
+    """
+    import numpy as np
+
+    check_range("--seed", options.seed, 0, MAX_SEED)
+    check_range("--steps", options.steps, 1, 10_000)
+    module = load(options.file)
+    from lockstep.models import compare
+
+    given = call(module, "inputs", np.random.default_rng(options.seed))
+    result = compare(
+        call(module, "torch_model"),
+        call(module, "flax_model"),
+        given,
+        flax_inputs=call(module, "flax_inputs", given) if hasattr(module, "flax_inputs") else None,
+        pairs=getattr(module, "pairs", None),
+        copy_weights=options.weights,
+        loss=both(module, "torch_loss", "flax_loss"),
+        optimizers=both(module, "torch_optimizer", "flax_optimizer"),
+        steps=options.steps,
+        backward=options.backward,
+        float32=options.float32,
+    )
+    report.console.print(result.table())
+    for note in result.notes:
+        report.show_line(note)
+    report.show_line(result.verdict)
+    if options.json:
+        write_atomically(options.json, result.to_json().encode())
+    if options.arrays:
+        result.save_arrays(options.arrays)
+    if not result.equal:
+        sys.exit(1)
+
+
+def both(module: ModuleType, torch_name: str, flax_name: str) -> tuple[Any, Any] | None:
+    """PyTorch's and Flax's of something; an Optax transformation is made, the rest are functions.
+
+    Raises:
+        UserError: only one is defined.
+    """
+    defined = [hasattr(module, name) for name in (torch_name, flax_name)]
+    if not any(defined):
+        return None
+    if not all(defined):
+        missing = (torch_name, flax_name)[defined.index(False)]
+        raise UserError(f"{module.__file__} must define {missing} too")
+    flax = call(module, flax_name) if flax_name == "flax_optimizer" else getattr(module, flax_name)
+    return getattr(module, torch_name), flax
+
+
+def load(path: Path) -> ModuleType:
+    """Run a file as a module; its folder can be imported from.
+
+    Raises:
+        UserError: it is missing, fails, or lacks a function.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; give a Python file that defines {', '.join(NEEDED)}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path} fails: {type(error).__name__}: {reason(error)}") from error
+    missing = [name for name in NEEDED if not callable(getattr(module, name, None))]
+    if missing:
+        raise UserError(f"{path} must define the function {' and '.join(missing)}; see docs/porting.md")
+    return module
+
+
+def call(module: ModuleType, name: str, *arguments: Any) -> Any:
+    """What a function of the file returns.
+
+    Raises:
+        UserError: it fails.
+    """
+    try:
+        return getattr(module, name)(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{name} in {module.__file__} fails: {type(error).__name__}: {reason(error)}"
+        ) from error

@@ -1,0 +1,290 @@
+"""`lockstep.compare`: equal pairs are equal, faults are found where they are, mistakes are one line."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+import lockstep
+from lockstep import pair as pair_file
+from recipe.errors import UserError
+from tests.helpers import ROOT
+from tests.pairs import __main__ as bench
+from tests.pairs import mlp, randomise
+
+X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+TABLE = (ROOT / "docs" / "porting.md").read_text().split("<!-- faults -->")[1].split("<!-- end -->")[0]
+ALL = [(pair, fault) for pair in bench.PAIRS for fault in bench.faults(pair)]
+QUICK = ("default_epsilon", "tanh_gelu", "epsilon_outside", "dropout_on", "converted_transposed")
+
+
+class Dense(nnx.Module):
+    """A port of `torch_dense`."""
+
+    def __init__(self, rngs):
+        self.first, self.last = nnx.Linear(6, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.first(x)))
+
+
+def torch_dense():
+    return randomise(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)))
+
+
+def compare(torch_model, flax_model, inputs=X, **options):
+    return lockstep.compare(torch_model, flax_model, inputs, **{"float32": False, **options})
+
+
+# --- the bench ---------------------------------------------------------------------------------------------
+
+
+def test_there_are_enough_faults_and_the_page_has_them_all():
+    assert len(ALL) >= 40
+    rows = re.findall(r"^\| (\w+) \| ([\w ]+) \|", TABLE, re.MULTILINE)
+    assert {(pair, fault.replace(" ", "_")) for pair, fault in rows if pair != "pair"} == set(ALL)
+
+
+def test_the_page_keeps_the_promise():
+    count, where, cause = map(int, re.findall(r"Of (\d+) faults (\d+) .* (\d+) with", TABLE)[0])
+    assert where >= 0.95 * count
+    assert cause >= 0.8 * count
+
+
+def test_an_equal_pair_is_equal_in_both_precisions():
+    result = bench.compare("mlp")
+    assert result.equal, str(result)
+    assert all(row.float32 is not None for row in result.rows if row.kind)
+    assert max(row.output or 0 for row in result.rows) < 1e-14
+
+
+@pytest.mark.parametrize("fault", QUICK)
+def test_a_fault_is_found(fault):
+    found = bench.find("mlp", fault)
+    assert found.where, str(found.result)
+    assert found.cause, str(found.result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", bench.PAIRS)
+def test_every_fault_is_found_as_the_page_says(pair):
+    for fault in bench.faults(pair):
+        found = bench.find(pair, fault)
+        start = bench.line(found).split(" | ")[:3]
+        assert " | ".join(start) in TABLE, bench.line(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", bench.PAIRS)
+def test_no_false_alarm_over_ten_seeds(pair):
+    for seed in range(10):
+        result = bench.compare(pair, seed=seed)
+        assert result.equal, f"seed {seed}\n{result}"
+
+
+# --- models of many forms ----------------------------------------------------------------------------------
+
+
+def test_a_comparison_leaves_the_models_as_they_are():
+    theirs, ours = torch_dense(), Dense(nnx.Rngs(0))
+    before = [p.detach().clone() for p in theirs.parameters()], ours.first.kernel[...]
+    call = Dense.__call__
+    assert compare(theirs, ours).equal
+    assert all(torch.equal(a, b) for a, b in zip(before[0], theirs.parameters(), strict=True))
+    assert (before[1] == ours.first.kernel[...]).all()
+    assert Dense.__call__ is call
+    assert not jax.config.jax_enable_x64
+
+
+def test_a_layer_called_twice_has_two_rows():
+    class Twice(nnx.Module):
+        def __init__(self):
+            self.layer = nnx.Linear(6, 6, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return {"y": self.layer(nnx.relu(self.layer(x))), "x": (x,)}
+
+    class TorchTwice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return {"y": self.layer(torch.relu(self.layer(x))), "x": (x,)}
+
+    result = compare(TorchTwice(), Twice())
+    assert result.equal, str(result)
+    assert [row.torch for row in result.rows][:2] == ["layer", "layer (call 2)"]
+
+
+def test_pairs_say_what_belongs_together():
+    class Crossed(Dense):
+        def __init__(self, rngs):
+            self.b, self.a = nnx.Linear(6, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.a(nnx.relu(self.b(x)))
+
+    result = compare(torch_dense(), Crossed(nnx.Rngs(0)), pairs={"0": "b", "2": "a"})
+    assert result.equal, str(result)
+    assert [row.flax for row in result.rows[:2]] == ["b", "a"]
+
+
+def test_what_has_no_counterpart_is_listed():
+    theirs = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+    result = compare(theirs, Dense(nnx.Rngs(0)))
+    assert not result.equal
+    assert result.first is not None and "Flax has no counterpart of 1" in result.first.cause
+    assert [row.torch for row in result.rows if row.verdict == "not compared"] == ["1"]
+
+
+def test_a_jitted_module_is_opaque():
+    class Jitted(Dense):
+        @nnx.jit
+        def __call__(self, x):
+            return self.last(nnx.relu(self.first(x)))
+
+    class Outer(nnx.Module):
+        def __init__(self):
+            self.inner, self.head = Jitted(nnx.Rngs(0)), nnx.Linear(3, 2, rngs=nnx.Rngs(1))
+
+        def __call__(self, x):
+            return self.head(self.inner(x))
+
+    result = compare(nn.Sequential(torch_dense(), nn.Linear(3, 2)), Outer())
+    assert any("opaque" in note and "inner" in note for note in result.notes), result.notes
+
+
+def test_unused_parameters_are_named():
+    class Spare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.spare = nn.Linear(6, 6), nn.Linear(6, 3), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.first(x)))
+
+    result = compare(Spare(), Dense(nnx.Rngs(0)))
+    assert result.equal, str(result)
+    assert any("unused" in note and "spare.weight" in note for note in result.notes)
+
+
+def test_rounding_in_float32_is_measured_against_the_noise_floor():
+    class Noisy(Dense):
+        def __call__(self, x):
+            x = self.first(x)
+            return self.last(nnx.relu((x + 1e3) - 1e3))  # exact enough in float64, not in float32
+
+    result = compare(torch_dense(), Noisy(nnx.Rngs(0)), float32=True)
+    assert result.first is not None and result.first.what == "float32", str(result)
+
+
+def test_the_arrays_reproduce_the_first_difference(tmp_path):
+    result = bench.find("mlp", "default_epsilon").result
+    result.save_arrays(tmp_path / "first.npz")
+    with np.load(tmp_path / "first.npz", allow_pickle=False) as arrays:
+        norm = mlp.torch_model().double().norm1
+        expected = norm(torch.from_numpy(arrays["input"])).detach().numpy()
+        np.testing.assert_allclose(arrays["torch_0"], expected, rtol=1e-12)
+        assert np.abs(arrays["flax_0"] - expected).max() > 1e-9
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------
+
+
+class NeedsMore(Dense):
+    def __call__(self, x, scale):
+        return super().__call__(x) * scale
+
+
+@pytest.mark.parametrize(
+    ("torch_model", "flax_model", "inputs", "options", "message"),
+    [
+        (torch.relu, Dense(nnx.Rngs(0)), X, {}, "the PyTorch model must be a torch.nn.Module, not"),
+        (nn.Linear, Dense(nnx.Rngs(0)), X, {}, "not the class Linear; call it"),
+        (torch_dense(), jax.jit(lambda x: x), X, {}, "the Flax model must be a flax.nnx.Module"),
+        (torch_dense(), Dense(nnx.Rngs(0)), X[:, :4], {}, "the PyTorch model cannot take these inputs"),
+        (torch_dense(), NeedsMore(nnx.Rngs(0)), X, {}, "the Flax model cannot take these inputs"),
+        (torch_dense(), Dense(nnx.Rngs(0)), X, {"pairs": {"5": "last"}}, "PyTorch calls no layer '5'"),
+        (torch_dense(), Dense(nnx.Rngs(0)), X, {"loss": torch.sum}, "loss must be a pair"),
+        (torch_dense(), Dense(nnx.Rngs(0)), X, {"loss": (torch.sum, jnp.abs)}, "must be a scalar"),
+        (
+            torch_dense(),
+            Dense(nnx.Rngs(0)),
+            X,
+            {"optimizers": (1, 2)},
+            "Flax's must be an Optax|PyTorch's must",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(torch_model, flax_model, inputs, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        compare(torch_model, flax_model, inputs, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no file"),
+        ("1 +", "fails: SyntaxError"),
+        ("def torch_model(): pass", "must define the function flax_model and inputs"),
+        (
+            "def torch_model(): 1 / 0\nflax_model = inputs = lambda *a: 1",
+            "torch_model in .* fails: ZeroDivisionError",
+        ),
+    ],
+)
+def test_a_faulty_file_is_one_line(text, message, tmp_path):
+    path = tmp_path / "pair.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        pair_file.main(pair_file.PairOptions(path))
+
+
+# --- the command -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.subprocess
+@pytest.mark.slow
+def test_the_command_says_what_the_page_says(tmp_path):
+    page = (ROOT / "docs" / "porting.md").read_text()
+    source = re.findall(r"```python\n(import numpy.*?)```", page, re.DOTALL)[0]
+    (tmp_path / "pair.py").write_text(source)
+
+    def run():
+        command = [
+            sys.executable,
+            "-m",
+            "lockstep",
+            str(tmp_path / "pair.py"),
+            "--json",
+            str(tmp_path / "out.json"),
+        ]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+
+    done = run()
+    assert done.returncode == 1, done.stderr
+    quoted = re.findall(r"```\n(first difference.*?)```", page, re.DOTALL)[0]
+    assert quoted.strip() in done.stdout
+    first = json.loads((tmp_path / "out.json").read_text())["first"]
+    assert (first["torch"], first["what"]) == ("0", "output")
+    mended = source.replace("strides=2,", "strides=2, padding=((1, 1), (1, 1)),")
+    mended = mended.replace("return self.head(x.", "x = x.transpose(0, 3, 1, 2)\n        return self.head(x.")
+    (tmp_path / "pair.py").write_text(mended)
+    assert run().returncode == 0
+
+
+@pytest.mark.subprocess
+def test_importing_lockstep_imports_no_framework():
+    code = "import lockstep, sys; sys.exit(bool({'torch', 'jax'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
