@@ -74,6 +74,7 @@ def test_a_fault_is_found(fault):
 
 
 @pytest.mark.slow
+@pytest.mark.hours
 @pytest.mark.parametrize("pair", bench.PAIRS)
 def test_every_fault_is_found_as_the_page_says(pair):
     for fault in bench.faults(pair):
@@ -83,6 +84,7 @@ def test_every_fault_is_found_as_the_page_says(pair):
 
 
 @pytest.mark.slow
+@pytest.mark.hours
 @pytest.mark.parametrize("pair", bench.PAIRS)
 def test_no_false_alarm_over_ten_seeds(pair):
     for seed in range(10):
