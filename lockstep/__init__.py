@@ -2,8 +2,6 @@
 
 from typing import Any
 
-__all__ = ["compare"]  # pyright: ignore[reportUnsupportedDunderAll]
-
 
 def __getattr__(name: str) -> Any:
     """`compare` is imported where it is used first: it needs both frameworks."""
