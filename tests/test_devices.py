@@ -22,6 +22,8 @@ from tests.helpers import BITWISE, DIGEST, FRAMEWORKS, ROOT, TINY, TINY_RECIPE, 
 LOSS_BOUND, TENSOR_BOUND = 1e-12, 1e-10  # float64 rounds at 1e-16; the faults give 1e-4 and more
 MINUTE = 60
 SHORT = ["--network", "net9954", "--dataset", "digits", "--epochs", "2", "--precision", "bitwise"]
+LONG = [*SHORT[:-3], "23", *SHORT[-2:]]  # 506 steps
+LONG_DIGEST = "14a2aebc408cb8a45cc19e65888090295ab455726ed3d49ee671e6205886e2ac"
 FREE_PORT = 29_517  # of JAX's coordinator in these tests
 
 pytestmark = pytest.mark.subprocess
@@ -92,10 +94,10 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
         prepare(dataclasses.replace(fake.OPTIONS, devices=3), fake.FRAMEWORK)
 
 
-def start(framework: str, *arguments: str, **variables: str) -> subprocess.Popen:
-    """Train in a process of its own, eagerly; PyTorch's compiler has its own test."""
+def start(framework: str, *arguments: str, run: list[str] = SHORT, **variables: str) -> subprocess.Popen:
+    """Train in a process of its own, in PyTorch eagerly if the variables do not say otherwise."""
     return subprocess.Popen(
-        [sys.executable, "-m", f"{framework}_impl.train", *SHORT, *arguments],
+        [sys.executable, "-m", f"{framework}_impl.train", *run, *arguments],
         cwd=ROOT,
         env={name: text for name, text in os.environ.items() if name != "OMP_NUM_THREADS"} | variables,
         stdout=subprocess.PIPE,
@@ -140,12 +142,12 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def start_two(tmp_path: Path) -> list[subprocess.Popen]:
+def start_two(tmp_path: Path, run: list[str] = SHORT) -> list[subprocess.Popen]:
     """Two processes of JAX with one device each."""
     variables = {"JAX_COORDINATOR_ADDRESS": f"localhost:{FREE_PORT}", "JAX_NUM_PROCESSES": "2"}
     return [
-        start("jax", "--devices", "2", "--out", str(tmp_path / "run"), JAX_PROCESS_ID=number, **variables)
-        for number in "01"
+        start("jax", "--devices", "2", "--out", f"{tmp_path}/run", run=run, JAX_PROCESS_ID=n, **variables)
+        for n in "01"
     ]
 
 
@@ -187,6 +189,64 @@ def test_four_processes_of_torchrun_end_in_the_bits_of_one(variables, tmp_path):
 
 
 @pytest.mark.slow
+def run_whole(framework: str, out: Path, *arguments: str, **variables: str) -> None:
+    process = start(framework, "--out", str(out), *arguments, run=LONG, **variables)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+def run_in_two_processes(out: Path) -> None:
+    for process in start_two(out.parent, LONG):
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+
+
+def stop_and_resume(first: str, second: str, out: Path) -> None:
+    run_whole(first, out, "--max-steps", "250")
+    train_digits(FRAMEWORKS[second], out, **BITWISE | {"epochs": None, "resume": out})
+
+
+def kill_and_resume(framework: str, out: Path) -> None:
+    process = start(framework, "--out", str(out), run=LONG)
+    wait_for(out / FILE_NAME, process)
+    process.kill()
+    process.communicate()
+    train_digits(FRAMEWORKS[framework], out, **BITWISE | {"epochs": None, "resume": out})
+
+
+COMPILED = {"TORCHDYNAMO_DISABLE": "0"}
+# Ways to train the same 506 steps.
+WAYS = {
+    "PyTorch": lambda out: run_whole("torch", out, **COMPILED),
+    "PyTorch, eager": lambda out: run_whole("torch", out),
+    "PyTorch, 1 thread": lambda out: run_whole("torch", out, OMP_NUM_THREADS="1", **COMPILED),
+    "PyTorch, 2 threads": lambda out: run_whole("torch", out, OMP_NUM_THREADS="2", **COMPILED),
+    "PyTorch, 2 devices": lambda out: run_whole("torch", out, "--devices", "2", **COMPILED),
+    "PyTorch, 4 devices": lambda out: run_whole("torch", out, "--devices", "4"),
+    "PyTorch, stopped and resumed": lambda out: stop_and_resume("torch", "torch", out),
+    "PyTorch, killed and resumed": lambda out: kill_and_resume("torch", out),
+    "first half PyTorch, second half Flax": lambda out: stop_and_resume("torch", "jax", out),
+    "first half Flax, second half PyTorch": lambda out: stop_and_resume("jax", "torch", out),
+    "Flax": lambda out: run_whole("jax", out),
+    "Flax, one core": lambda out: run_whole("jax", out, XLA_FLAGS="--xla_cpu_multi_thread_eigen=false"),
+    "Flax, 2 devices": lambda out: run_whole("jax", out, "--devices", "2"),
+    "Flax, 4 devices": lambda out: run_whole("jax", out, "--devices", "4"),
+    "Flax, 2 processes": run_in_two_processes,
+    "Flax, killed and resumed": lambda out: kill_and_resume("jax", out),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.hours
+@pytest.mark.parametrize("way", WAYS)
+def test_506_steps_end_in_one_digest(way, tmp_path):
+    out = tmp_path / "run"
+    WAYS[way](out)
+    checkpoint = load_checkpoint(out / FILE_NAME)
+    assert checkpoint.step == 506
+    assert checkpoint.metrics[-1]["digest"] == LONG_DIGEST
+
+
 def test_four_devices_of_jax_end_in_the_bits_of_one(tmp_path):
     process = start("jax", "--devices", "4", "--out", str(tmp_path / "run"))
     _, errors = process.communicate()
