@@ -28,9 +28,9 @@ HEADINGS = {"torch_jax": "PyTorch, Flax", "torch_torch": "PyTorch, itself", "jax
 
 @dataclass(frozen=True)
 class LockstepOptions(record.PublishOptions, DeviceOptions, DataOptions):
-    """Train one network in PyTorch and Flax at once and compare them after every step.
+    """Train one network in PyTorch and Flax at once and compare every step.
 
-    To compare two models of your own, give a file: python -m lockstep pair.py --help.
+    To compare two models of your own: python -m lockstep pair.py --help.
     """
 
     network: Annotated[str, optional("|".join(NETWORKS), "net10040")] = "net10040"
