@@ -22,9 +22,10 @@ NEEDED = ("torch_model", "flax_model", "inputs")
 class PairOptions:
     """Compare a PyTorch model with its Flax port, layer by layer.
 
-    The file defines torch_model(), flax_model() and inputs(rng), where rng is a numpy.random.Generator.
-    It may define torch_loss(output) and flax_loss(output), torch_optimizer(parameters) and
-    flax_optimizer(), flax_inputs(inputs), and pairs, a dict of torch.path: flax/path.
+    The file defines torch_model(), flax_model() and inputs(rng).
+
+    docs/porting.md says what else it may define.
+
     Exit code 0: equal, 1: different, 2: an error.
     """
 
