@@ -39,13 +39,13 @@ def sum_over_devices(x: Any) -> Any:
     return lax.psum(x, AXIS) if _mesh else x
 
 
-def place(arrays: Any, device: Any) -> Any:
-    """Put arrays on the run's device; with several devices, the same on each."""
-    return jax.device_put(arrays, NamedSharding(_mesh, PartitionSpec()) if _mesh else device, may_alias=False)
+def placement(device: Any) -> Any:
+    """Where the run's arrays are: on the device; if there are several, the same on each."""
+    return NamedSharding(_mesh, PartitionSpec()) if _mesh else device
 
 
 def fetch(arrays: Any) -> Any:
-    """What `place` has put on the first device of this process."""
+    """What is on the first device of this process, of arrays with that `placement`."""
     return jax.tree.map(lambda array: array.addressable_data(0), arrays) if _mesh else arrays
 
 

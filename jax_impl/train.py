@@ -170,12 +170,13 @@ class Trainer:
         configure(precision)
         self.network, self.recipe = network, recipe
         self.device = select_device(device)
+        self.placement = devices.placement(self.device)
         self.device_name = self.device.device_kind if self.device.platform == "gpu" else "cpu"
         self.threads = count_cores()
         self.dtype = jnp.dtype(PRECISIONS[precision].dtype)
         self.compute_dtype = jnp.dtype(PRECISIONS[precision].compute_dtype)
-        self.train_images = devices.place(pad(split.train_images), self.device)
-        self.train_labels = devices.place(split.train_labels.astype(np.int32), self.device)
+        self.train_images = jax.device_put(pad(split.train_images), self.placement)
+        self.train_labels = jax.device_put(split.train_labels.astype(np.int32), self.placement)
         self.val_images = jax.device_put(pad(split.val_images), self.device)
         self.val_labels = jax.device_put(split.val_labels.astype(np.int32), self.device)
 
@@ -200,7 +201,7 @@ class Trainer:
         momentum, _ = self._to_states(tensors, "momentum/")
         opt_state = optax.tree.set(make_optimizer(self.recipe).init(params), trace=momentum)
         state = State(params, batch_stats, opt_state, ema)
-        self.state = devices.place(state, self.device)
+        self.state = jax.device_put(state, self.placement, may_alias=False)
 
     def tensors(self) -> Tensors:
         """The state as canonical tensors."""
@@ -222,7 +223,7 @@ class Trainer:
     def train(self, plan: Plan, advance: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
         """Take the plan's steps; returns loss and number of correct predictions of each."""
         plan = plan._replace(lr=plan.lr.astype(self.dtype), ema_decay=plan.ema_decay.astype(self.dtype))
-        arguments = (self.train_images, self.train_labels, devices.place(plan, self.device))
+        arguments = (self.train_images, self.train_labels, jax.device_put(plan, self.placement))
         if plan.steps not in self.compiled:
             self.compiled[plan.steps] = self.steps_fn.lower(self.state, *arguments).compile()
         advance(0)

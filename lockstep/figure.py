@@ -66,13 +66,8 @@ def save_series(folder: Path, run: str, series: Series) -> None:
     write_atomically(path, content.getvalue())
 
 
-def draw(row: dict[str, Any], series: Series) -> bytes:
-    """The picture as PNG bytes.
-
-    Args:
-        row: the run's line in lockstep.jsonl.
-        series: see `bin_series`.
-    """
+def _draw_losses(row: dict[str, Any], series: Series) -> tuple[Any, Any]:
+    """A figure with both loss curves of a run above; returns it and its lower axes."""
     figure, (above, below) = figures.subplots(2, 1, figsize=(7.5, 5.2), sharex=True)
     width = bin_width(row["steps"])
     above.plot(series["step"], series["torch"], lw=5, color=PALE, label="PyTorch")
@@ -81,7 +76,18 @@ def draw(row: dict[str, Any], series: Series) -> bytes:
     about = f"{row['network']}, recipe {row['recipe']}, {row['precision']}, {row['dataset']}"
     above.set_title(f"{about}, {row['steps']:,} steps", loc="left", fontsize="medium")
     above.legend(loc="upper right")
+    return figure, below
 
+
+def draw(row: dict[str, Any], series: Series) -> bytes:
+    """The picture as PNG bytes.
+
+    Args:
+        row: the run's line in lockstep.jsonl.
+        series: see `bin_series`.
+    """
+    figure, below = _draw_losses(row, series)
+    width = bin_width(row["steps"])
     unit = float(np.finfo(PRECISIONS[row["precision"]].dtype).eps)
     below.axhline(unit, color="grey", lw=1, ls="--", label=f"rounding of {row['precision']} at 1: {unit:.1e}")
     for pair, label, color, linewidth in (
@@ -116,14 +122,8 @@ def draw_unequal(rows: Sequence[dict[str, Any]], all_series: Sequence[Series]) -
         rows: the runs' lines in lockstep.jsonl, of one network and recipe in several precisions.
         all_series: of the same runs.
     """
-    figure, (above, below) = figures.subplots(2, 1, figsize=(7.5, 5.2), sharex=True)
-    first, series = rows[0], all_series[0]
-    above.plot(series["step"], series["torch"], lw=5, color=PALE, label="PyTorch")
-    above.plot(series["step"], series["jax"], lw=1.2, color=BRIGHT, label="Flax")
-    above.set(ylabel=f"loss, mean of {bin_width(first['steps'])} steps", yscale="log")
-    about = f"{first['network']}, recipe {first['recipe']}, {first['precision']}, {first['dataset']}"
-    above.set_title(f"{about}, {first['steps']:,} steps", loc="left", fontsize="medium")
-    above.legend(loc="upper right")
+    first = rows[0]
+    figure, below = _draw_losses(first, all_series[0])
     for row, series, color in zip(rows, all_series, (DARK, PALE, BRIGHT), strict=True):
         unequal = 100 * series["torch_jax_unequal"] / row["state_numbers"]
         label = f"{row['precision']}: at most {row['torch_jax_unequal']:,}"

@@ -15,7 +15,7 @@ from flax import nnx
 
 from lockstep import kinds
 from lockstep.layers import EPSILON32, Inputs, Layers
-from lockstep.observe import NOISE, RELATIVE, Recording, difference, largest
+from lockstep.observe import NOISE, RELATIVE, SMALL, Recording, difference, largest
 from lockstep.observe_flax import FlaxSide, variables
 from lockstep.observe_torch import TorchSide
 from lockstep.pairing import leaves_of, pair_leaves, pair_loose
@@ -351,7 +351,7 @@ def _compare_float32(
     for a, b in zip(record.calls, noisy.calls, strict=True):
         moved = [difference(y, x) for x, y in zip(a.outputs, b.outputs, strict=True) if x.dtype.kind == "f"]
         back = [
-            difference(y, x, 1e-3 * size)
+            difference(y, x, SMALL * size)
             for x, y in zip(a.gradients, b.gradients, strict=True)
             if x is not None and y is not None
         ]
@@ -369,9 +369,13 @@ def _compare_float32(
         _copy_weights(small)
     found: dict[tuple[str, int], float] = {}
 
-    def visit(call: Any, output: Any) -> Any:
+    def counterpart(call: Any) -> tuple[Any, Any]:
+        """The pair of a Flax call, and PyTorch's call."""
         pair = small.by_flax.get(call.path)
-        theirs = small.calls.get((pair.torch.path, call.number)) if pair else None
+        return pair, small.calls.get((pair.torch.path, call.number)) if pair else None
+
+    def visit(call: Any, output: Any) -> Any:
+        pair, theirs = counterpart(call)
         if pair and theirs:
             found[theirs.path, theirs.number] = small._compare_outputs(pair, theirs, call.outputs)[0]
         return output
@@ -379,13 +383,14 @@ def _compare_float32(
     flax.run(given.args, given.kwargs, visit)
     if backward:
         for call in flax.gradients(given.args, given.kwargs, small.objective, layers.shapes.calls).calls:
-            pair = small.by_flax.get(call.path)
-            theirs = small.calls.get((pair.torch.path, call.number)) if pair else None
+            pair, theirs = counterpart(call)
             if pair and theirs:
                 for x, mine in zip(theirs.gradients, call.gradients, strict=False):
                     if x is not None and mine is not None:
                         layout = kinds.find_layout(x, mine, pair.kind, theirs.module)
-                        far = np.inf if layout is None else difference(mine, x.transpose(layout), 1e-3 * size)
+                        far = (
+                            np.inf if layout is None else difference(mine, x.transpose(layout), SMALL * size)
+                        )
                         found[theirs.path, theirs.number] = max(found[theirs.path, theirs.number], far)
     worst = 0.0
     for key, row in layers.row_of.items():

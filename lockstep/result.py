@@ -44,7 +44,7 @@ class Row:
     float32: float | None = None  # output or gradient when both run freely in float32
     noise: float | None = None  # the same between PyTorch and itself with its weights moved by one unit
     allclose: bool | None = None  # of a model's output: what np.allclose says with 1e-3
-    what: str = ""  # which of these differs: see `lockstep.compare.compare`; empty if none
+    what: str = ""  # which of these differs: see `lockstep.models.compare`; empty if none
     where: str = ""  # in words
     cause: str = ""  # the likely one, if one was found
     # equal; different; follows: differs only because something before it does; not compared

@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 
 from lockstep.layers import Layers
-from lockstep.observe import difference, largest
+from lockstep.observe import SMALL, difference, largest
 from lockstep.observe_flax import by_path
 from lockstep.observe_torch import TorchSide, to_numpy
 from lockstep.result import Row
@@ -159,7 +159,7 @@ def _compare_states(table: list, side: TorchSide, optimizer: Any, state: tuple) 
             if path in flat and len(names) == 1 and kept.get(names[0]) is not None:
                 expected = gradient(to_numpy(kept[names[0]]))
                 found.append(
-                    (difference(flat[path], expected, 1e-3 * size), "momentum", f"{name} ({field_name})")
+                    (difference(flat[path], expected, SMALL * size), "momentum", f"{name} ({field_name})")
                 )
     for name, names, path, to_flax, _ in table:
         if all(n in theirs for n in names):

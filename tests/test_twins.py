@@ -28,7 +28,7 @@ EXCEPTIONS = {
         "sum_in_place(tensors)": "XLA puts the sums into one exchange by itself",
     },
     "jax_impl/devices.py": {
-        "place(arrays, device)": "a process of PyTorch has only one device",
+        "placement(device)": "a process of PyTorch has only one device",
         "fetch(arrays)": "",
         "share_steps(steps_fn)": "",
     },

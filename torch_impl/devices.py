@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 
 from recipe.errors import UserError
 from recipe.options import TrainOptions
+from recipe.record import count_cores
 from recipe.run import Framework, prepare, train
 
 
@@ -99,7 +100,7 @@ def _launch(devices: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // devices)))
     config = LaunchConfig(
         1, 1, devices, run_id="lockstep", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
     )
