@@ -191,3 +191,12 @@ def test_the_picture_marks_steps_without_any_difference():
     some, none = figure.draw(row, series), figure.draw(row, series | {"torch_jax": np.full(3, 1e-16)})
     assert some.startswith(b"\x89PNG") and none.startswith(b"\x89PNG") and some != none
     assert figure.draw(row, series | {"torch_jax": np.zeros(3)}).startswith(b"\x89PNG")
+
+
+def test_the_picture_of_several_precisions():
+    series = {name: np.ones(3) for name in ("step", "torch", "jax")} | {"torch_jax_unequal": np.arange(3)}
+    row = SMALL.__dict__ | {"steps": 3, "state_numbers": 10, "torch_jax_unequal": 2}
+    rows = [row | {"precision": precision} for precision in ("bitwise", "float64", "float32")]
+    assert figure.draw_unequal(rows, [series] * 3).startswith(b"\x89PNG")
+    with pytest.raises(ValueError):
+        figure.draw_unequal(rows, [series] * 2)
