@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +15,6 @@ from benchmarks.inference.runtimes import RUNTIMES
 from export.images import load_images
 from export.pipeline import export
 from recipe.checkpoint import load_checkpoint
-from recipe.networks import NETWORKS
 from tests.helpers import FRAMEWORKS, train_digits
 
 pytestmark = [pytest.mark.slow, pytest.mark.subprocess]
@@ -23,16 +24,22 @@ NODE_PATHS = os.environ.get("NODE_PATH", "").split(":")
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Path]:
-    """A float32 and an int8 file of each network, after one epoch on the digits."""
-    folder, files = tmp_path_factory.mktemp("files"), {}
-    for network in NETWORKS:
-        run = load_checkpoint(train_digits(FRAMEWORKS["torch"], folder / network, network=network))
-        images = load_images(run, None)
-        for int8 in (False, True):
-            files[network, int8] = folder / f"{network}{'-int8' * int8}.onnx"
-            files[network, int8].write_bytes(export(run, images, int8).content)
-    return files
+def export_digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
+    """Makes a network's float32 or int8 file, after two epochs on the digits, when it is first asked for."""
+    folder = tmp_path_factory.mktemp("files")
+
+    @cache
+    def checkpoint(network: str) -> Path:
+        return train_digits(FRAMEWORKS["torch"], folder / network, network=network)
+
+    @cache
+    def make(network: str, int8: bool) -> Path:
+        run = load_checkpoint(checkpoint(network))
+        file = folder / f"{network}{'-int8' * int8}.onnx"
+        file.write_bytes(export(run, load_images(run, None), int8).content)
+        return file
+
+    return make
 
 
 def load(engine: str, model: Path) -> Predict:
@@ -52,12 +59,13 @@ def runtime(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_a_file_gives_the_same_logits_as_in_onnx_runtime(int8, network, runtime, files, digits):
+def test_a_file_gives_the_same_logits_as_in_onnx_runtime(int8, network, runtime, export_digits, digits):
     if int8 and runtime in WITHOUT_INT8:
         pytest.skip(f"{runtime} does not take the int8 file")
     images = digits.val_images[:50, None].astype(np.float32) / 255
-    expected = load("onnxruntime", files[network.name, int8])(images)
-    predict = load(runtime, files[network.name, int8])
+    file = export_digits(network.name, int8)
+    expected = load("onnxruntime", file)(images)
+    predict = load(runtime, file)
     logits = np.concatenate([np.array(predict(part)) for part in (images[:1], images[1:])])
     assert logits.shape == expected.shape
     if int8:  # a number on the boundary between two levels may be rounded to either of them
