@@ -17,8 +17,8 @@ from recipe import data, record, report
 from recipe.checkpoint import state_digest
 from recipe.cli import check_range, optional, run_command
 from recipe.files import write_atomically
-from recipe.networks import NETWORKS, get_network
-from recipe.options import MAX_SEED, DataOptions, DeviceOptions
+from recipe.networks import get_network
+from recipe.options import MAX_SEED, NETWORK, DataOptions, DeviceOptions
 from recipe.plan import steps_per_epoch
 from recipe.recipes import RECIPES, get_recipe
 
@@ -33,8 +33,8 @@ class LockstepOptions(record.PublishOptions, DeviceOptions, DataOptions):
     To compare two models of your own: python -m lockstep pair.py --help.
     """
 
-    network: Annotated[str, optional("|".join(NETWORKS), "net10040")] = "net10040"
-    """Which network to train."""
+    network: Annotated[str, optional(NETWORK, "net10040")] = "net10040"
+    """Which network to train; python -m torch_impl.train --help says how to list layers."""
     recipe: Annotated[str, optional("|".join(RECIPES), "tuned")] = "tuned"
     """Which hyperparameters to use."""
     steps: int | Literal["all"] = 100
@@ -90,7 +90,7 @@ def main(options: LockstepOptions) -> None:
         )
 
     everything = "-everything" if options.everything else ""
-    run = f"{network.name}-{recipe.name}{everything}-{options.precision}-{steps}"
+    run = f"{network.label}-{recipe.name}{everything}-{options.precision}-{steps}"
     row = {
         "run": run,
         "network": network.name,
@@ -109,6 +109,8 @@ def main(options: LockstepOptions) -> None:
         "torch_digest": state_digest(trainers[0].tensors()),
         "jax_digest": state_digest(trainers[1].tensors()),
     } | summarise(comparisons)
+    if steps == whole:
+        row |= {f"{name}_accuracy": trainers[i].evaluate()[1] for i, name in enumerate(("torch", "jax"))}
     show(row, comparisons)
     path = record.add_rows("lockstep", [row], PACKAGES, options.publish)
     series = figure.bin_series(losses, comparisons)
@@ -132,6 +134,8 @@ def show(row: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
             numbers = [row[f"{pair}_{key}"] for pair in comparisons]
             table.add_row(words, *(f"{n:.1e}" if isinstance(n, float) else str(n) for n in numbers))
     report.console.print(table)
+    if "torch_accuracy" in row:
+        report.show_line("accuracy: PyTorch {torch_accuracy:.2%}, Flax {jax_accuracy:.2%}".format(**row))
     _, name = max(comparisons["torch_jax"].largest.values())
     if row["torch_digest"] == row["jax_digest"]:
         report.show_line(f"both end with SHA-256 {row['torch_digest']}")

@@ -1,5 +1,6 @@
 """The networks as data: one list of layers each, from which both implementations are built."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -11,6 +12,8 @@ Shape = tuple[int, ...]
 
 IMAGE_SHAPE = (1, 28, 28)
 CLASSES = 10
+MAX_WORDS, MAX_PARAMETERS = 100, 1_000_000  # of a network that the user lists
+EXAMPLE = "13 13 pool 13 13 pool 13 13 13 average 10x1"
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,11 @@ class Network:
 
     name: str
     layers: tuple[Layer, ...]
+
+    @property
+    def label(self) -> str:
+        """A short name for files; equal to the name of a named network."""
+        return f"net{self.parameter_count}"
 
     @property
     def parameters(self) -> dict[str, Shape]:
@@ -235,6 +243,13 @@ def _net9808() -> list[Operation]:
     ]
 
 
+_WORDS: Mapping[str, Operation] = {
+    "pool": MaxPool(),
+    "avgpool": AvgPool(),
+    "average": Average(),
+    "dropout": Dropout(),
+}
+
 NETWORKS: Mapping[str, Network] = MappingProxyType(
     {
         "net10040": build_network("net10040", _net10040()),
@@ -244,12 +259,65 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
 )
 
 
-def get_network(name: str) -> Network:
-    """The network of that name.
+def get_network(text: str) -> Network:
+    """The network of that name, or the one whose layers the text lists.
+
+    The words of a list, from the image to the logits; the list, with single spaces, is the network's name:
+
+    - ``16``: a 3x3 convolution to 16 channels; ``16x1``, ``16x5``: a 1x1, a 5x5 one. All keep the size of the
+      map. Batch norm and ReLU follow each but the last.
+    - ``16@a``: all convolutions with one letter have the same weights, each with a batch norm of its own.
+    - ``bias``, after the last convolution: it has a bias. The others have that of their batch norm.
+    - ``pool``: 2x2 maximum; ``avgpool``: 2x2 mean; ``average``: mean over the whole map.
+    - ``dropout``: element-wise, at the recipe's rate.
 
     Raises:
-        UserError: there is none.
+        UserError: the text is neither, or the layers do not lead from an image to ten logits.
     """
-    if name not in NETWORKS:
-        raise UserError(f"unknown network {name!r}; choose one of: {', '.join(NETWORKS)}")
-    return NETWORKS[name]
+    words = text.split()
+    if len(words) < 2:
+        if text not in NETWORKS:
+            raise UserError(
+                f"unknown network {text!r}; choose one of: {', '.join(NETWORKS)}, or list layers: {EXAMPLE!r}"
+            )
+        return NETWORKS[text]
+    try:
+        network = build_network(" ".join(words), _parse(words))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if network.parameter_count > MAX_PARAMETERS:
+        raise UserError(
+            f"{network.name} has {network.parameter_count:,} parameters; at most {MAX_PARAMETERS:,} are taken"
+        )
+    return network
+
+
+def _parse(words: list[str]) -> list[Operation]:
+    if len(words) > MAX_WORDS:
+        raise UserError(f"a network of {len(words):,} words; at most {MAX_WORDS} are allowed")
+    operations: list[Operation] = []
+    owners: dict[str, int] = {}  # the number of the first convolution of each letter
+    convolutions = [position for position, word in enumerate(words) if word[0].isdigit()]
+    last = max(convolutions, default=-2)
+    for position, word in enumerate(words):
+        if word in _WORDS:
+            operations.append(_WORDS[word])
+            continue
+        if word == "bias" and position - 1 == last:
+            continue
+        match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,2}))?(?:@([a-z]))?", word, re.ASCII)
+        if not match:
+            known = ", ".join(_WORDS)
+            raise UserError(
+                f"{word!r} is no layer; layers are 16, 16x1, 16@a, {known}, and, at the end, bias"
+            )
+        channels, kernel, letter = int(match[1]), int(match[2] or 3), match[3]
+        if kernel % 2 == 0:
+            raise UserError(f"{word!r}: the side of a kernel is odd, so that the map keeps its size")
+        bias = words[position + 1 : position + 2] == ["bias"]
+        operations.append(Conv(channels, kernel, kernel // 2, bias, owners.get(letter)))
+        if letter:
+            owners.setdefault(letter, convolutions.index(position) + 1)
+        if position != last:
+            operations += [Norm(), Relu()]
+    return operations

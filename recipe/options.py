@@ -8,6 +8,7 @@ from recipe.cli import check_range, optional
 from recipe.networks import NETWORKS
 from recipe.recipes import RECIPES
 
+NETWORK = "|".join([*NETWORKS, "LAYERS"])
 MAX_EPOCHS, MAX_BATCH, MAX_SEED, MAX_DEVICES = 1000, 10_000, 2**63 - 1, 1024
 
 Dataset = Literal["auto", "mnist", "digits"]
@@ -38,8 +39,10 @@ class DeviceOptions:
 class TrainOptions(DeviceOptions, DataOptions):
     """Train one network by one recipe. The same flags and files in both frameworks."""
 
-    network: Annotated[str | None, optional("|".join(NETWORKS), "net10040")] = None
-    """Which network to train."""
+    network: Annotated[str | None, optional(NETWORK, "net10040")] = None
+    """Which network to train: a name, or a list of layers in quotes. 16 is a 3x3 convolution to 16 channels,
+    16x1 a 1x1 one, 16@a one whose weights all with @a share; batch norm and ReLU follow each but the last.
+    Further words: pool, avgpool, average, dropout, and bias after the last convolution."""
     recipe: Annotated[str | None, optional("|".join(RECIPES), "tuned")] = None
     """Which hyperparameters to use."""
     epochs: Annotated[int | None, optional("INT", "the recipe's")] = None

@@ -52,14 +52,18 @@ _TUNED = Recipe(
     ema_decay=0.999,
 )
 
+_WIDE = replace(_TUNED, rotation=12.0, shift=2.0, scale=0.12, shear=8.0)
+
 _RECIPES: dict[tuple[str, str], Recipe] = {
     ("net10040", "reference"): replace(_PUBLISHED, epochs=20, dropout=0.05),
     ("net9954", "reference"): _PUBLISHED,
     ("net9808", "reference"): replace(_PUBLISHED, dropout=0.0),  # never published; the same plain settings
     ("net10040", "tuned"): _TUNED,
     ("net9954", "tuned"): replace(_TUNED, weight_decay=5e-4),
-    ("net9808", "tuned"): replace(_TUNED, rotation=12.0, shift=2.0, scale=0.12, shear=8.0),
+    ("net9808", "tuned"): _WIDE,
 }
+# For a network that the user lists; dropout changes only one that has such a layer.
+_OWN = {"tuned": replace(_WIDE, dropout=0.05), "reference": _PUBLISHED}
 
 RECIPES = ("tuned", "reference")
 
@@ -82,14 +86,14 @@ PRECISIONS = {
 
 
 def get_recipe(network: str, name: str) -> Recipe:
-    """The recipe of that name for a network.
+    """The recipe of that name for a network, by the network's name.
 
     Raises:
         UserError: there is none.
     """
-    if (network, name) not in _RECIPES:
+    if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}; choose one of: {', '.join(RECIPES)}")
-    return _RECIPES[network, name]
+    return _RECIPES.get((network, name), _OWN[name])
 
 
 def learning_rates(recipe: Recipe, steps: int) -> np.ndarray:

@@ -180,7 +180,7 @@ def prepare(options: TrainOptions, framework: Framework) -> Run:
     elif resume and resume.name == checkpoints.FILE_NAME:
         out = resume.parent
     else:
-        name = f"{framework.name}-{settings.network.name}-{recipe.name}-{settings.seed}"
+        name = f"{framework.name}-{settings.network.label}-{recipe.name}-{settings.seed}"
         out = Path("runs") / name
     return Run(settings, loaded, split, last, out, resume, start)
 

@@ -104,7 +104,7 @@ def check_options(options: TrainOptions, settings: Settings, name: str) -> None:
         UserError: naming all of them.
     """
     run = {
-        "--network": (options.network, settings.network.name),
+        "--network": (options.network and get_network(options.network).name, settings.network.name),
         "--recipe": (options.recipe, settings.recipe.name),
         "--epochs": (options.epochs, settings.recipe.epochs),
         "--batch": (options.batch, settings.recipe.batch),

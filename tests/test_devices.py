@@ -188,11 +188,28 @@ def test_four_processes_of_torchrun_end_in_the_bits_of_one(variables, tmp_path):
     check_digest(tmp_path / "run")
 
 
-@pytest.mark.slow
 def run_whole(framework: str, out: Path, *arguments: str, **variables: str) -> None:
     process = start(framework, "--out", str(out), *arguments, run=LONG, **variables)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
+
+
+@pytest.mark.slow
+@pytest.mark.hours
+@pytest.mark.parametrize("recipe", ["tuned", "reference"])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_hundred_steps_on_two_and_four_devices_are_those_of_one(framework, recipe, tmp_path):
+    arguments = ["--recipe", recipe, "--epochs", "10", "--max-steps", "100", "--precision", "float64"]
+    runs = {}
+    for devices in (1, 2, 4):
+        out = tmp_path / str(devices)
+        run_whole(framework, out, *arguments, "--devices", str(devices))
+        checkpoint = load_checkpoint(out / FILE_NAME)
+        runs[devices] = {"losses": checkpoint.losses, "correct": np.zeros(1)} | checkpoint.tensors
+    assert len(runs[1]["losses"]) == 100
+    for devices in (2, 4):
+        print(framework, recipe, devices, *differences(runs[devices], runs[1]))
+        check_equal(runs[devices], runs[1])
 
 
 def run_in_two_processes(out: Path) -> None:
@@ -247,6 +264,7 @@ def test_506_steps_end_in_one_digest(way, tmp_path):
     assert checkpoint.metrics[-1]["digest"] == LONG_DIGEST
 
 
+@pytest.mark.slow
 def test_four_devices_of_jax_end_in_the_bits_of_one(tmp_path):
     process = start("jax", "--devices", "4", "--out", str(tmp_path / "run"))
     _, errors = process.communicate()

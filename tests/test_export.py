@@ -47,6 +47,7 @@ from recipe.networks import (
     Norm,
     Relu,
     build_network,
+    get_network,
 )
 from torch_impl.model import ConvNet, load_model, load_tensors
 
@@ -71,7 +72,7 @@ def random_tensors(network: Network, rng: np.random.Generator, signs: tuple[floa
 
 def make_checkpoint(name: str, framework: str = "torch", averaged: bool = True) -> Checkpoint:
     """A checkpoint with random weights, always the same ones."""
-    network, rng = NETWORKS[name], np.random.default_rng(0)
+    network, rng = get_network(name), np.random.default_rng(0)
     averages = {f"average/{name}": value for name, value in random_tensors(network, rng).items()}
     tensors = random_tensors(network, rng) | (averages if averaged else {})
     shapes = tensor_shapes(network, averaged)
@@ -159,6 +160,12 @@ def assert_folds_exactly(network: Network, tensors: Tensors) -> list[Step]:
 @pytest.mark.parametrize("signs", [(1,), (-1, 1), (-1,)])
 def test_folding_is_exact(network, rng, signs):
     assert_folds_exactly(network, random_tensors(network, rng, signs))
+
+
+def test_a_network_of_ones_own_is_exported():
+    line = "6 pool 6x5 avgpool 6@a dropout pool 6@a avgpool 8x1 average 10x1 bias"
+    model = onnx.load_model_from_string(exported(line).content)
+    assert {entry.key: entry.value for entry in model.metadata_props}["network"] == line
 
 
 PADDED = [Conv(4), Relu(), Norm(), Conv(4, pad=1), Relu(), Norm(epsilon=0.1), Conv(10), Average()]

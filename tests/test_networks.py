@@ -1,5 +1,6 @@
 """The built models against tables typed in here, those of the published runs and our own network's."""
 
+import re
 import runpy
 
 import jax
@@ -16,6 +17,7 @@ from recipe.errors import UserError
 from recipe.networks import (
     NETWORKS,
     Average,
+    AvgPool,
     Conv,
     Dropout,
     MaxPool,
@@ -195,3 +197,62 @@ def test_impossible_networks_are_refused():
         build_network("small", [MaxPool(), MaxPool(), MaxPool(), MaxPool(), Conv(10), Average()])
     with pytest.raises(ValueError, match="ends in"):
         build_network("open", [Conv(10)])
+
+
+def test_a_list_of_layers_is_read_as_it_is_written():
+    network = get_network("10 30  10x1 pool dropout 14 average 10x1 bias ")
+    kinds = [type(layer.operation) for layer in network.layers]
+    block = [Conv, Norm, Relu]
+    assert kinds == [*block, *block, *block, MaxPool, Dropout, *block, Average, Conv]
+    convolutions = [layer.operation for layer in network.layers if isinstance(layer.operation, Conv)]
+    assert [c.channels for c in convolutions] == [10, 30, 10, 14, 10]
+    assert [(c.kernel, c.pad) for c in convolutions] == [(3, 1), (3, 1), (1, 0), (3, 1), (1, 0)]
+    assert [c.bias for c in convolutions] == [False, False, False, False, True]
+    assert network.parameter_count == 90 + 2700 + 300 + 1260 + 150 + 2 * (10 + 30 + 10 + 14)
+    assert network.name == "10 30 10x1 pool dropout 14 average 10x1 bias"
+
+
+def test_letters_share_weights():
+    network = get_network("4 4@a 4@b 4@a avgpool 4@a average 10x1")
+    assert [layer.owner for layer in network.layers if isinstance(layer.operation, Conv)] == [
+        *("conv1", "conv2", "conv3", "conv2", "conv2", "conv6")
+    ]
+    assert AvgPool in [type(layer.operation) for layer in network.layers]
+
+
+def test_our_network_can_be_listed():
+    network = get_network("16 avgpool 16@a 16@b 16@a 16@b avgpool 16@c 16@d 16@c 16@d average 10x1")
+    assert network.layers == NETWORKS["net9808"].layers
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_a_network_is_named_after_the_number_of_its_parameters(network):
+    assert network.label == network.name
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("10 average 9x1", "ends in"),
+        ("10 20", "ends in"),
+        ("10 swim 10", "'swim' is no layer"),
+        ("10x 10xx", "'10x' is no layer"),
+        ("-3 10", "'-3' is no layer"),
+        ("1_0 10", "'1_0' is no layer"),
+        ("\u0661\u0660 10", "is no layer"),
+        ("bias 10", "'bias' is no layer"),
+        ("10 bias average 10x1", "'bias' is no layer"),
+        ("10x2 average 10x1", "side of a kernel is odd"),
+        ("10 8@a 10@a", "cannot have the weights"),
+        ("0 average 10x1", "leaves nothing"),
+        ("pool pool", "ends in"),
+        ("8 average pool 10x1", "leaves nothing"),
+        ("999999 999999 average 10x1", "parameters; at most"),
+        (" ".join(["8"] * 101), "101 words"),
+        ("net1", "unknown network 'net1'"),
+        ("", "unknown network ''"),
+    ],
+)
+def test_what_is_no_network_is_refused(text, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        get_network(text)

@@ -119,6 +119,18 @@ OTHERS = {
 }
 
 
+def test_a_network_of_ones_own_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = dataclasses.replace(OPTIONS, network="4  pool 4 average 10x1", max_steps=11)
+    run.train(options, fake.FRAMEWORK)
+    folder = Path(f"runs/{fake.FRAMEWORK.name}-net236-reference-5")
+    assert load_checkpoint(folder / FILE_NAME).network.name == "4 pool 4 average 10x1"
+    go_on(folder, network="4 pool  4 average 10x1")
+    assert load_checkpoint(folder / FILE_NAME).step == LAST
+    with pytest.raises(UserError, match=re.escape("--network 4 pool 4 average 10x1; leave out --network")):
+        go_on(folder, network="net9954")
+
+
 @pytest.mark.parametrize("names", [[name] for name in OTHERS] + [list(OTHERS)], ids="+".join)
 def test_contradicting_options_are_named_all_at_once(names, begun):
     flags = [f"--{name}" for name in names]

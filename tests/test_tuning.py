@@ -12,12 +12,10 @@ from benchmarks.accuracy.tuning import (
     describe_changes,
     main,
     parse_changes,
-    parse_network,
 )
 from recipe import data, record
 from recipe.data import HOLDOUT, Dataset, Loaded
 from recipe.errors import UserError
-from recipe.networks import NETWORKS, Average, AvgPool, Conv, MaxPool, Norm, Relu
 from tests.fake import FRAMEWORK
 
 ROW = dict.fromkeys(tuning.KEPT, 0.5)
@@ -36,39 +34,6 @@ def trained(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
     return calls
-
-
-def test_layers_are_read_as_they_are_written():
-    network = parse_network("10 30 10x1 pool 14 average 10x1")
-    kinds = [type(layer.operation) for layer in network.layers]
-    block = [Conv, Norm, Relu]
-    assert kinds == [*block, *block, *block, MaxPool, *block, Average, Conv]
-    convolutions = [layer.operation for layer in network.layers if isinstance(layer.operation, Conv)]
-    assert [c.channels for c in convolutions] == [10, 30, 10, 14, 10]
-    assert [(c.kernel, c.pad) for c in convolutions] == [(3, 1), (3, 1), (1, 0), (3, 1), (1, 0)]
-    assert not any(c.bias for c in convolutions)
-    assert network.parameter_count == 90 + 2700 + 300 + 1260 + 140 + 2 * (10 + 30 + 10 + 14)
-
-
-def test_letters_share_weights():
-    network = parse_network("4 4@a 4@b 4@a avgpool 4@a average 10x1")
-    assert [layer.owner for layer in network.layers if isinstance(layer.operation, Conv)] == [
-        *("conv1", "conv2", "conv3", "conv2", "conv2", "conv6")
-    ]
-    assert AvgPool in [type(layer.operation) for layer in network.layers]
-
-
-def test_our_network_is_one_of_the_trials():
-    network = parse_network("16 avgpool 16@a 16@b 16@a 16@b avgpool 16@c 16@d 16@c 16@d average 10x1")
-    assert network.layers == NETWORKS["net9808"].layers
-
-
-@pytest.mark.parametrize(
-    "text", ["10 average 9x1", "10 20", "10 swim 10", "10x 10xx", "10 8@a 10@a", "net1", "pool pool"]
-)
-def test_what_is_no_network_is_refused(text):
-    with pytest.raises(UserError):
-        parse_network(text)
 
 
 def test_changes_change_the_base_recipe():

@@ -11,8 +11,8 @@ from benchmarks.accuracy.seeds import LABELS, load_framework, train_seed
 from recipe import data, record, report
 from recipe.cli import check_range, optional, run_command
 from recipe.errors import UserError
-from recipe.networks import NETWORKS, get_network
-from recipe.options import MAX_EPOCHS, DataOptions, DeviceOptions
+from recipe.networks import get_network
+from recipe.options import MAX_EPOCHS, NETWORK, DataOptions, DeviceOptions
 from recipe.recipes import RECIPES, get_recipe
 from recipe.record import Row
 
@@ -21,8 +21,8 @@ from recipe.record import Row
 class AccuracyOptions(record.PublishOptions, DeviceOptions, DataOptions):
     """Train several seeds and compare the frameworks' accuracies."""
 
-    network: Annotated[str, optional("|".join(NETWORKS), "net10040")] = "net10040"
-    """Which network to train."""
+    network: Annotated[str, optional(NETWORK, "net10040")] = "net10040"
+    """Which network to train; python -m torch_impl.train --help says how to list layers."""
     recipe: Annotated[str, optional("|".join(RECIPES), "tuned")] = "tuned"
     """Which hyperparameters to use."""
     framework: Literal["torch", "jax", "both"] = "both"

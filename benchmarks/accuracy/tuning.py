@@ -13,23 +13,11 @@ from benchmarks.accuracy.seeds import load_framework, train_seed
 from recipe import data, record, report
 from recipe.cli import check_range, optional, run_command
 from recipe.errors import UserError
-from recipe.networks import (
-    Average,
-    AvgPool,
-    Conv,
-    MaxPool,
-    Network,
-    Norm,
-    Operation,
-    Relu,
-    build_network,
-    get_network,
-)
-from recipe.options import MAX_SEED, DataOptions, DeviceOptions
+from recipe.networks import get_network
+from recipe.options import MAX_SEED, NETWORK, DataOptions, DeviceOptions
 from recipe.recipes import Recipe, get_recipe
 
 BASE = get_recipe("net10040", "tuned")  # trials change this recipe
-POOLS = {"pool": MaxPool(), "avgpool": AvgPool(), "average": Average()}
 KEPT = ("final", "val_loss", "train_loss", "tta", "seconds")  # of what a seed measures
 
 
@@ -37,51 +25,12 @@ KEPT = ("final", "val_loss", "train_loss", "tta", "seconds")  # of what a seed m
 class TuningOptions(record.PublishOptions, DeviceOptions, DataOptions):
     """Train one trial on the hold-out, seed by seed."""
 
-    network: str = "net10040"
-    """A network's name, or a list of layers such as '10 30 10x1 pool 14 14 average 10x1'."""
+    network: Annotated[str, optional(NETWORK, "net10040")] = "net10040"
+    """Which network to try; python -m torch_impl.train --help says how to list layers."""
     changes: Annotated[tuple[str, ...], optional("KEY=VALUE ...")] = ()
     """Changes to net10040's recipe `tuned`, such as batch=32 ema_decay=None."""
     seeds: tuple[int, ...] = (0,)
     """Seeds to train. With --publish, those on record are not trained again."""
-
-
-def parse_network(text: str) -> Network:
-    """The network with that name, or with the layers that the text lists.
-
-    A number is a 3x3 convolution with padding and that many output channels, ``NxK`` one with a K x K
-    kernel; batch norm and ReLU follow each but the last. Convolutions with the same letter, such as ``16@a``,
-    share their weights. ``pool`` is a 2x2 max pool, ``avgpool`` a 2x2 average pool, ``average`` the global
-    average pool.
-
-    Raises:
-        UserError: the text is neither.
-    """
-    words = text.split()
-    if len(words) < 2:
-        return get_network(text)
-    operations: list[Operation] = []
-    owners: dict[str, int] = {}  # the number of the first convolution of each letter
-    for position, word in enumerate(words):
-        if word in POOLS:
-            operations.append(POOLS[word])
-            continue
-        size, _, letter = word.partition("@")
-        channels, _, kernel = size.partition("x")
-        try:
-            side = int(kernel or 3)
-            operations.append(Conv(int(channels), side, side // 2, bias=False, shared=owners.get(letter)))
-        except ValueError:
-            raise UserError(
-                f"--network: {word!r} is no layer; give numbers, NxK, N@LETTER, {', '.join(POOLS)}"
-            ) from None
-        if letter:
-            owners.setdefault(letter, sum(isinstance(operation, Conv) for operation in operations))
-        if position < max(n for n, other in enumerate(words) if other[0].isdigit()):
-            operations += [Norm(), Relu()]
-    try:
-        return build_network(text, operations)
-    except ValueError as error:
-        raise UserError(f"--network: {error}") from None
 
 
 def parse_changes(changes: tuple[str, ...]) -> Recipe:
@@ -117,7 +66,7 @@ def main(options: TuningOptions) -> None:
     """Train the trial's seeds and print and record what each gives."""
     for seed in options.seeds:
         check_range("--seeds", seed, 0, MAX_SEED)
-    network, recipe = parse_network(options.network), parse_changes(options.changes)
+    network, recipe = get_network(options.network), parse_changes(options.changes)
     framework = load_framework("torch")
     loaded = data.load(options.dataset, options.data_dir, framework.read_mnist)
     if loaded.note:

@@ -12,8 +12,8 @@ from recipe import data, report
 from recipe.cli import check_range, optional, run_command
 from recipe.data import Split
 from recipe.errors import UserError
-from recipe.networks import NETWORKS, get_network
-from recipe.options import MAX_BATCH, MAX_EPOCHS, DataOptions, DeviceOptions, Precision
+from recipe.networks import get_network
+from recipe.options import MAX_BATCH, MAX_EPOCHS, NETWORK, DataOptions, DeviceOptions, Precision
 from recipe.recipes import RECIPES, get_recipe
 from recipe.record import PublishOptions, Row, add_rows
 
@@ -31,8 +31,8 @@ class TrainingOptions(DeviceOptions, DataOptions, PublishOptions):
     --time-to-accuracy it measures something else.
     """
 
-    network: Annotated[str | None, optional("|".join(NETWORKS), " and ".join(SCRIPTED))] = None
-    """Which network to train."""
+    network: Annotated[str | None, optional(NETWORK, " and ".join(SCRIPTED))] = None
+    """Which network to train; python -m torch_impl.train --help says how to list layers."""
     recipe: Annotated[str, optional("|".join(RECIPES), "reference")] = "reference"
     """Which hyperparameters to use; the scripts always use those of reference."""
     contenders: tuple[Kind, ...] = ("torch-script", "torch", "jax-script", "jax")
