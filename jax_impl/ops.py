@@ -18,8 +18,7 @@ from jax_impl.devices import count, sum_over_devices
 # that autodiff writes fall to a scalar loop, and the whole step is over ten times slower.
 NHWC = ("NHWC", "HWIO", "NHWC")
 
-# Images per partial weight gradient, except in float64. With more than 16 XLA picks a kernel (YNNPACK's)
-# that uses one core; in float64 that kernel is the fastest, so it gets all images at once.
+# Images per partial weight gradient. With more than 16 XLA picks a kernel (YNNPACK's) that uses one core.
 IMAGES_PER_SUM = 16
 
 
@@ -52,7 +51,27 @@ def _conv2d_cpu(x: Array, kernel: Array, pad: int) -> Array:
             x[:, i : i + height, j : j + width] * kernel[i, j, 0] for i in range(size) for j in range(size)
         ]
         return sum(taps[1:], taps[0])
+    if x.dtype == jnp.float64:
+        return _conv_by_image(x, kernel, pad)
     return _conv(x, kernel, pad)
+
+
+def _conv_by_image(x: Array, kernel: Array, pad: int) -> Array:
+    """The same as one matrix product for each image: XLA has no fast kernel for float64.
+
+    The product's operand is nine times as large as the image, and still stays in the processor's cache.
+    """
+    size, _, _, channels_out = kernel.shape
+    return lax.map(lambda image: _patches(image, size, pad) @ kernel.reshape(-1, channels_out), x)
+
+
+def _patches(image: Array, size: int, pad: int) -> Array:
+    """The surroundings of each pixel: (H, W, I) -> (H+2*pad-size+1, ..., size*size*I)."""
+    height, width = (n + 2 * pad - size + 1 for n in image.shape[:2])
+    image = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    return jnp.concatenate(
+        [image[i : i + height, j : j + width] for i in range(size) for j in range(size)], axis=-1
+    )
 
 
 def _conv2d_fwd(x: Array, kernel: Array, pad: int) -> tuple[Array, tuple[Array, Array]]:
@@ -66,12 +85,23 @@ def _conv2d_bwd(pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array,
         dkernel = x.reshape(-1, channels_in).T @ dy.reshape(-1, channels_out)
         return dy @ kernel[0, 0].T, dkernel[None, None]
 
-    dx = _conv(dy, kernel[::-1, ::-1].swapaxes(2, 3), size - 1 - pad)
+    back = kernel[::-1, ::-1].swapaxes(2, 3)
+    if x.dtype == jnp.float64:
+
+        def multiply(image: Array, dy: Array) -> Array:
+            return _patches(image, size, pad).reshape(-1, kernel[..., 0].size).T @ dy.reshape(
+                -1, channels_out
+            )
+
+        dkernel = lax.map(lambda pair: multiply(*pair), (x, dy)).sum(0)
+        return _conv_by_image(dy, back, size - 1 - pad), dkernel.reshape(kernel.shape)
+
+    dx = _conv(dy, back, size - 1 - pad)
 
     # The weight gradient is a convolution too: input channels are its images, images its channels.
     # The barrier keeps XLA from recomputing what made x and dy inside every transpose.
     x, dy = lax.optimization_barrier((x, dy))
-    images = x.shape[0] if x.dtype == jnp.float64 else IMAGES_PER_SUM
+    images = IMAGES_PER_SUM
     parts = [
         _conv(x[n : n + images].transpose(3, 1, 2, 0), dy[n : n + images].transpose(1, 2, 0, 3), pad)
         for n in range(0, x.shape[0], images)

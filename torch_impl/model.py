@@ -2,7 +2,7 @@
 
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from recipe.chance import keep_mask
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
 from recipe.networks import Average, AvgPool, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
 from torch_impl import devices
-from torch_impl.ops import batch_norm
+from torch_impl.ops import batch_norm, conv2d
 
 
 class ConvNet(nn.Module):
@@ -80,7 +80,7 @@ def build_layer(layer: Layer) -> nn.Module | None:
 def convolve(module: nn.Conv2d, x: Tensor) -> Tensor:
     """The convolution in x's type, which may be less precise than the weights'."""
     bias = None if module.bias is None else module.bias.to(x.dtype)
-    return functional.conv2d(x, module.weight.to(x.dtype), bias, padding=cast(Any, module.padding))
+    return conv2d(x, module.weight.to(x.dtype), bias, cast(int, module.padding[0]))
 
 
 class BatchNorm(nn.BatchNorm2d):
