@@ -1,0 +1,38 @@
+"""benchmarks/gpu.sh: every command that a GPU will run, on the CPU with small numbers."""
+
+import os
+import subprocess
+
+import pytest
+
+from tests.helpers import ROOT
+
+pytestmark = pytest.mark.subprocess
+
+
+def run(*parts: str, **variables: str) -> subprocess.CompletedProcess:
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *parts]
+    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["lockstep", "training", "accuracy"])
+def test_every_command_runs(part):
+    result = run(part, TRY="1", TORCHDYNAMO_DISABLE="1")
+    assert result.returncode == 0, result.stderr
+    assert "failed" not in result.stderr
+
+
+def test_an_unknown_part_is_refused():
+    result = run("speed")
+    assert result.returncode == 2
+    assert "no part speed" in result.stderr
+
+
+def test_a_command_that_fails_is_named(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 2\n")
+    python.chmod(0o755)
+    result = run("accuracy", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert result.returncode == 1
+    assert result.stderr.count("failed: benchmarks.accuracy --network") == 3
