@@ -44,7 +44,7 @@ def _conv2d_cpu(x: Array, kernel: Array, pad: int) -> Array:
     size, _, channels_in, _ = kernel.shape
     if size == 1 and pad == 0:
         return x @ kernel[0, 0]
-    if channels_in == 1:  # too little work per pixel for a matrix product: 9 fused multiply-adds
+    if channels_in == 1:  # too little work per pixel for a matrix product: fused multiply-adds
         height, width = (n + 2 * pad - size + 1 for n in x.shape[1:3])
         x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         taps = [
@@ -59,7 +59,7 @@ def _conv2d_cpu(x: Array, kernel: Array, pad: int) -> Array:
 def _conv_by_image(x: Array, kernel: Array, pad: int) -> Array:
     """The same as one matrix product for each image: XLA has no fast kernel for float64.
 
-    The product's operand is nine times as large as the image, and still stays in the processor's cache.
+    The product's operand holds each pixel as often as a kernel has places; one image's stays in the cache.
     """
     size, _, _, channels_out = kernel.shape
     return lax.map(lambda image: _patches(image, size, pad) @ kernel.reshape(-1, channels_out), x)
@@ -88,12 +88,11 @@ def _conv2d_bwd(pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array,
     back = kernel[::-1, ::-1].swapaxes(2, 3)
     if x.dtype == jnp.float64:
 
-        def multiply(image: Array, dy: Array) -> Array:
-            return _patches(image, size, pad).reshape(-1, kernel[..., 0].size).T @ dy.reshape(
-                -1, channels_out
-            )
+        def add(dkernel: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+            patches, pixels = _patches(pair[0], size, pad), pair[1].reshape(-1, channels_out)
+            return dkernel + patches.reshape(len(pixels), -1).T @ pixels, None
 
-        dkernel = lax.map(lambda pair: multiply(*pair), (x, dy)).sum(0)
+        dkernel, _ = lax.scan(add, jnp.zeros_like(kernel).reshape(-1, channels_out), (x, dy))
         return _conv_by_image(dy, back, size - 1 - pad), dkernel.reshape(kernel.shape)
 
     dx = _conv(dy, back, size - 1 - pad)
@@ -101,11 +100,8 @@ def _conv2d_bwd(pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array,
     # The weight gradient is a convolution too: input channels are its images, images its channels.
     # The barrier keeps XLA from recomputing what made x and dy inside every transpose.
     x, dy = lax.optimization_barrier((x, dy))
-    images = IMAGES_PER_SUM
-    parts = [
-        _conv(x[n : n + images].transpose(3, 1, 2, 0), dy[n : n + images].transpose(1, 2, 0, 3), pad)
-        for n in range(0, x.shape[0], images)
-    ]
+    slices = [slice(n, n + IMAGES_PER_SUM) for n in range(0, x.shape[0], IMAGES_PER_SUM)]
+    parts = [_conv(x[part].transpose(3, 1, 2, 0), dy[part].transpose(1, 2, 0, 3), pad) for part in slices]
     parts = [part.astype(jnp.promote_types(x.dtype, jnp.float32)) for part in parts]
     return dx, sum(parts[1:], parts[0]).transpose(1, 2, 0, 3).astype(x.dtype)
 

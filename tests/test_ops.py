@@ -1,6 +1,7 @@
-"""JAX's operations against PyTorch's, values and gradients, where their definitions could differ.
+"""Our operations against PyTorch's, values and gradients, where their definitions could differ.
 
-float64, so that 1e-12 leaves room for the order of sums and for nothing else.
+float64, so that 1e-12 leaves room for the order of sums and for nothing else. Float32 takes other ways
+through a convolution: the same to 1e-5, a hundred times its rounding, since thousands of numbers are summed.
 """
 
 import jax
@@ -31,27 +32,54 @@ def from_torch(x: torch.Tensor) -> np.ndarray:
     return x.detach().numpy().transpose(0, 2, 3, 1)
 
 
-def assert_near(found, expected) -> None:
+def assert_near(found, expected, bound=BOUND) -> None:
     expected = np.asarray(expected)
     np.testing.assert_allclose(
-        np.asarray(found), expected, rtol=0, atol=BOUND * max(1, np.abs(expected).max())
+        np.asarray(found), expected, rtol=0, atol=bound * max(1, np.abs(expected).max())
     )
 
 
-@pytest.mark.parametrize(("size", "pad"), [(3, 0), (3, 1), (1, 0)])
-@pytest.mark.parametrize(("channels", "filters"), [(1, 8), (8, 16), (16, 10)])
-def test_convolution(size, pad, channels, filters, rng):
-    x, kernel = rng.normal(size=(6, 9, 9, channels)), rng.normal(size=(size, size, channels, filters))
-    ours, pull = jax.vjp(lambda x, kernel: ops.conv2d(x, kernel, pad), jnp.asarray(x), jnp.asarray(kernel))
+def convolve_by_torch(x, kernel, pad, upstream):
+    """The result and both gradients by PyTorch's own convolution, in NHWC and HWIO."""
     x_torch = to_torch(x)
     kernel_torch = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()).requires_grad_()
-    theirs = functional.conv2d(x_torch, kernel_torch, padding=pad)
-    assert_near(ours, from_torch(theirs))
-    upstream = rng.normal(size=ours.shape)
-    theirs.backward(to_torch(upstream).detach())
-    x_gradient, kernel_gradient = pull(jnp.asarray(upstream))
-    assert_near(x_gradient, from_torch(x_torch.grad))
-    assert_near(kernel_gradient, kernel_torch.grad.numpy().transpose(2, 3, 1, 0))
+    y = functional.conv2d(x_torch, kernel_torch, padding=pad)
+    y.backward(to_torch(upstream).detach())
+    return from_torch(y), from_torch(x_torch.grad), kernel_torch.grad.numpy().transpose(2, 3, 1, 0)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float64", BOUND), ("float32", 1e-5)])
+@pytest.mark.parametrize(("size", "pad"), [(3, 0), (3, 1), (1, 0), (5, 2)])
+@pytest.mark.parametrize(("channels", "filters"), [(1, 8), (8, 16), (16, 10)])
+def test_convolution(size, pad, channels, filters, dtype, bound, rng):
+    x = rng.normal(size=(40, 9, 9, channels)).astype(dtype)  # float32 sums weight gradients of 16 images
+    kernel = rng.normal(size=(size, size, channels, filters)).astype(dtype)
+    y, pull = jax.vjp(lambda x, kernel: ops.conv2d(x, kernel, pad), jnp.asarray(x), jnp.asarray(kernel))
+    upstream = rng.normal(size=y.shape).astype(dtype)
+    expected = convolve_by_torch(
+        *(a.astype(np.float64) for a in (x, kernel)), pad, upstream.astype(np.float64)
+    )
+    for ours, theirs in zip((y, *pull(jnp.asarray(upstream))), expected, strict=True):
+        assert ours.dtype == dtype
+        assert_near(ours, theirs, bound)
+
+
+@pytest.mark.parametrize("images", [1, 4, 6])
+@pytest.mark.parametrize("with_dx", [True, False])
+def test_convolution_of_few_images_at_a_time_in_pytorch(images, with_dx, rng):
+    x, kernel = rng.normal(size=(images, 9, 9, 3)), rng.normal(size=(3, 3, 3, 5))
+    upstream = rng.normal(size=(images, 9, 9, 5))
+    expected = convolve_by_torch(x, kernel, 1, upstream)
+    x_torch = to_torch(x).detach().requires_grad_(with_dx)
+    kernel_torch = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()).requires_grad_()
+    y = torch_impl.ops.conv2d(x_torch, kernel_torch, 1)
+    y.backward(to_torch(upstream).detach())
+    assert_near(from_torch(y), expected[0])
+    assert (x_torch.grad is not None) == with_dx
+    if with_dx:
+        assert_near(from_torch(x_torch.grad), expected[1])
+    assert_near(kernel_torch.grad.numpy().transpose(2, 3, 1, 0), expected[2])
+    torch.library.opcheck(torch_impl.ops.conv2d, (x_torch, kernel_torch, 1))
 
 
 @pytest.mark.parametrize("side", [8, 7])

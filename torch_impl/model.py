@@ -79,8 +79,12 @@ def build_layer(layer: Layer) -> nn.Module | None:
 
 def convolve(module: nn.Conv2d, x: Tensor) -> Tensor:
     """The convolution in x's type, which may be less precise than the weights'."""
+    kernel, pad = module.weight.to(x.dtype), cast(int, module.padding[0])
     bias = None if module.bias is None else module.bias.to(x.dtype)
-    return conv2d(x, module.weight.to(x.dtype), bias, cast(int, module.padding[0]))
+    if x.dtype != torch.float64 or x.device.type != "cpu":
+        return functional.conv2d(x, kernel, bias, padding=pad)
+    y = conv2d(x, kernel, pad)
+    return y if bias is None else y + bias[:, None, None]
 
 
 class BatchNorm(nn.BatchNorm2d):

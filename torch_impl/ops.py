@@ -12,58 +12,57 @@ from torch.nn import functional
 
 from torch_impl.devices import count, sum_over_devices
 
-# In float64 PyTorch copies the 3x3 surroundings of every pixel to memory before it multiplies. Those of a few
+# In float64 PyTorch copies the surroundings of every pixel to memory before it multiplies. Those of a few
 # images stay in the processor's cache; with a whole batch, a step takes twice as long.
 IMAGES_PER_CALL = 4
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
-    """Stride-1 convolution: x (N, I, H, W), weight (O, I, K, K) -> (N, O, H+2*pad-K+1, ...)."""
-    if x.dtype == torch.float64 and x.device.type == "cpu":
-        y = _conv2d(x, weight, pad)
-        return y if bias is None else y + _per_channel(bias)
-    return functional.conv2d(x, weight, bias, padding=pad)
-
-
 @torch.library.custom_op("lockstep::conv2d", mutates_args=())
-def _conv2d(x: Tensor, weight: Tensor, pad: int) -> Tensor:
-    weight, parts = weight.contiguous(), x.contiguous().split(IMAGES_PER_CALL)
-    return torch.cat([functional.conv2d(part, weight, padding=pad) for part in parts]).contiguous()
+def conv2d(x: Tensor, kernel: Tensor, pad: int) -> Tensor:
+    """Stride-1 convolution, fast in float64 on CPUs: x (N, I, H, W), kernel (O, I, K, K) -> (N, O, ...).
+
+    An operator of its own, because compiling a hundred small convolutions takes minutes.
+    """
+    kernel, parts = kernel.contiguous(), x.contiguous().split(IMAGES_PER_CALL)
+    return torch.cat([functional.conv2d(part, kernel, padding=pad) for part in parts]).contiguous()
 
 
-@_conv2d.register_fake
-def _(x: Tensor, weight: Tensor, pad: int) -> Tensor:
-    height, width = (size + 2 * pad - weight.shape[-1] + 1 for size in x.shape[2:])
-    return x.new_empty(len(x), len(weight), height, width)
+@conv2d.register_fake
+def _(x: Tensor, kernel: Tensor, pad: int) -> Tensor:
+    height, width = (size + 2 * pad - kernel.shape[-1] + 1 for size in x.shape[2:])
+    return x.new_empty(len(x), len(kernel), height, width)
 
 
 @torch.library.custom_op("lockstep::conv2d_backward", mutates_args=())
-def _conv2d_backward(dy: Tensor, x: Tensor, weight: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-    weight = weight.contiguous()
-    dx, dweight = [], torch.zeros_like(weight)
+def _conv2d_backward(dy: Tensor, x: Tensor, kernel: Tensor, pad: int, with_dx: bool) -> tuple[Tensor, Tensor]:
+    kernel = kernel.contiguous()
+    dx, dkernel = [x.new_empty(0)], torch.zeros_like(kernel)
     for dy_part, part in zip(*(t.contiguous().split(IMAGES_PER_CALL) for t in (dy, x)), strict=True):
         sizes = [1, 1], [pad, pad], [1, 1], False, [0, 0], 1  # stride, padding, dilation; not transposed
-        grads = torch.ops.aten.convolution_backward(dy_part, part, weight, None, *sizes, [True, True, False])
-        dx.append(grads[0])
-        dweight += grads[1]
-    return torch.cat(dx).contiguous(), dweight
+        wanted = [with_dx, True, False]
+        grads = torch.ops.aten.convolution_backward(dy_part, part, kernel, None, *sizes, wanted)
+        dx += [grads[0]] if with_dx else []
+        dkernel += grads[1]
+    return torch.cat(dx).contiguous(), dkernel
 
 
 @_conv2d_backward.register_fake
-def _(dy: Tensor, x: Tensor, weight: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+def _(dy: Tensor, x: Tensor, kernel: Tensor, pad: int, with_dx: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if with_dx else 0), kernel.new_empty(kernel.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-    x, weight, ctx.pad = inputs
-    ctx.save_for_backward(x, weight)
+    x, kernel, ctx.pad = inputs
+    ctx.save_for_backward(x, kernel)
 
 
-def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
-    return *_conv2d_backward(dy, *ctx.saved_tensors, ctx.pad), None
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    with_dx = ctx.needs_input_grad[0]
+    dx, dkernel = _conv2d_backward(dy, *ctx.saved_tensors, ctx.pad, with_dx)
+    return dx if with_dx else None, dkernel, None
 
 
-_conv2d.register_autograd(_differentiate, setup_context=_save)
+conv2d.register_autograd(_differentiate, setup_context=_save)
 
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
