@@ -27,7 +27,9 @@ from recipe.networks import Network, get_network
 from recipe.recipes import PRECISIONS, Recipe
 
 FILE_NAME = "checkpoint.safetensors"
-MAX_BYTES = 64 * 2**20  # the networks have 10,000 parameters; the losses of MAX_STEPS steps are half of it
+MAX_BYTES = (
+    64 * 2**20
+)  # at most a million parameters, four numbers each; the losses of MAX_STEPS steps are half
 MAX_HEADER_BYTES = 4 * 2**20  # the metrics of MAX_EPOCHS epochs need less
 METRICS = frozenset(
     ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "digest")

@@ -1,5 +1,6 @@
 """The networks as data: one list of layers each, from which both implementations are built."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,8 @@ Shape = tuple[int, ...]
 
 IMAGE_SHAPE = (1, 28, 28)
 CLASSES = 10
-MAX_WORDS, MAX_PARAMETERS = 100, 1_000_000  # of a network that the user lists
+# Of a network that the user lists; a map is one image's.
+MAX_WORDS, MAX_PARAMETERS, MAX_MAP = 100, 1_000_000, 2**16
 EXAMPLE = "13 13 pool 13 13 pool 13 13 13 average 10x1"
 
 
@@ -111,8 +113,10 @@ class Network:
 
     @property
     def label(self) -> str:
-        """A short name for files; equal to the name of a named network."""
-        return f"net{self.parameter_count}"
+        """A short name for files: that of a named network, else parameters and a hash of the list."""
+        if self.name in NETWORKS:
+            return self.name
+        return f"net{self.parameter_count}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
 
     @property
     def parameters(self) -> dict[str, Shape]:
@@ -143,7 +147,7 @@ class Network:
 def build_network(name: str, operations: list[Operation]) -> Network:
     """Name the layers and work out their shapes.
 
-    A layer is numbered after the convolution it follows: ``conv3``, ``norm3``, ``pool3``.
+    A layer is numbered after the convolution it follows: ``conv3``, ``norm3``, ``maxpool3``, ``maxpool3b``.
 
     Raises:
         ValueError: the operations do not end in (10, 1, 1) logits, a map is too small for its kernel, or a
@@ -168,15 +172,23 @@ def build_network(name: str, operations: list[Operation]) -> Network:
                 out = shape
         if min(out) < 1:
             raise ValueError(f"{name}: {kind}{number} leaves nothing of {shape}")
-        layer = Layer(f"{kind}{number}", operation, shape, out)
+        label = f"{kind}{number}"
+        while label in {layer.name for layer in layers}:  # two pools after one convolution
+            label += "b"
+        layer = Layer(label, operation, shape, out)
         if isinstance(operation, Conv) and operation.shared is not None:
             owner, bare = layer.owner, replace(operation, shared=None)
             if (owner, bare, channels) not in [(o.name, o.operation, o.in_shape[0]) for o in layers]:
-                raise ValueError(f"{name}: {layer.name} cannot have the weights of {owner}")
+                raise ValueError(
+                    f"{name}: {layer.name} cannot have the weights of {owner}: that takes the same "
+                    "channels, input channels and kernel"
+                )
         layers.append(layer)
         shape = out
     if shape != (CLASSES, 1, 1):
-        raise ValueError(f"{name} ends in {shape}, not in ({CLASSES}, 1, 1)")
+        raise ValueError(
+            f"{name} ends in {shape}, not in ({CLASSES}, 1, 1), as {CLASSES}x1 after average does"
+        )
     return Network(name, tuple(layers))
 
 
@@ -264,10 +276,10 @@ def get_network(text: str) -> Network:
 
     The words of a list, from the image to the logits; the list, with single spaces, is the network's name:
 
-    - ``16``: a 3x3 convolution to 16 channels; ``16x1``, ``16x5``: a 1x1, a 5x5 one. All keep the size of the
-      map. Batch norm and ReLU follow each but the last.
+    - ``16``: a 3x3 convolution to 16 channels; ``16x1``, ``16x5``: 1x1, 5x5, up to 9x9. All keep the size of
+      the map. Batch norm and ReLU follow each but the last.
     - ``16@a``: all convolutions with one letter have the same weights, each with a batch norm of its own.
-    - ``bias``, after the last convolution: it has a bias. The others have that of their batch norm.
+    - ``bias``, right after the last convolution: it has a bias. The others have that of their batch norm.
     - ``pool``: 2x2 maximum; ``avgpool``: 2x2 mean; ``average``: mean over the whole map.
     - ``dropout``: element-wise, at the recipe's rate.
 
@@ -281,10 +293,17 @@ def get_network(text: str) -> Network:
                 f"unknown network {text!r}; choose one of: {', '.join(NETWORKS)}, or list layers: {EXAMPLE!r}"
             )
         return NETWORKS[text]
+    operations = _parse(words)
     try:
-        network = build_network(" ".join(words), _parse(words))
+        network = build_network(" ".join(words), operations)
     except ValueError as error:
         raise UserError(str(error)) from None
+    for layer in network.layers:
+        if prod(layer.out_shape) > MAX_MAP:
+            raise UserError(
+                f"{layer.name} of {network.name} gives {prod(layer.out_shape):,} numbers for an image; "
+                f"at most {MAX_MAP:,} are taken"
+            )
     if network.parameter_count > MAX_PARAMETERS:
         raise UserError(
             f"{network.name} has {network.parameter_count:,} parameters; at most {MAX_PARAMETERS:,} are taken"
@@ -297,15 +316,15 @@ def _parse(words: list[str]) -> list[Operation]:
         raise UserError(f"a network of {len(words):,} words; at most {MAX_WORDS} are allowed")
     operations: list[Operation] = []
     owners: dict[str, int] = {}  # the number of the first convolution of each letter
-    convolutions = [position for position, word in enumerate(words) if word[0].isdigit()]
-    last = max(convolutions, default=-2)
+    number = 0
+    last = max((position for position, word in enumerate(words) if word[0].isdigit()), default=-2)
     for position, word in enumerate(words):
         if word in _WORDS:
             operations.append(_WORDS[word])
             continue
         if word == "bias" and position - 1 == last:
             continue
-        match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,2}))?(?:@([a-z]))?", word, re.ASCII)
+        match = re.fullmatch(r"(\d{1,6})(?:x(\d))?(?:@([a-z]))?", word, re.ASCII)
         if not match:
             known = ", ".join(_WORDS)
             raise UserError(
@@ -314,10 +333,11 @@ def _parse(words: list[str]) -> list[Operation]:
         channels, kernel, letter = int(match[1]), int(match[2] or 3), match[3]
         if kernel % 2 == 0:
             raise UserError(f"{word!r}: the side of a kernel is odd, so that the map keeps its size")
+        number += 1
         bias = words[position + 1 : position + 2] == ["bias"]
         operations.append(Conv(channels, kernel, kernel // 2, bias, owners.get(letter)))
         if letter:
-            owners.setdefault(letter, convolutions.index(position) + 1)
+            owners.setdefault(letter, number)
         if position != last:
             operations += [Norm(), Relu()]
     return operations

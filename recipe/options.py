@@ -41,8 +41,8 @@ class TrainOptions(DeviceOptions, DataOptions):
 
     network: Annotated[str | None, optional(NETWORK, "net10040")] = None
     """Which network to train: a name, or a list of layers in quotes. 16 is a 3x3 convolution to 16 channels,
-    16x1 a 1x1 one, 16@a one whose weights all with @a share; batch norm and ReLU follow each but the last.
-    Further words: pool, avgpool, average, dropout, and bias after the last convolution."""
+    16x1 a 1x1 one, 16@a shares its weights with every other @a; batch norm and ReLU follow each but the last.
+    Further words: pool, avgpool, average, dropout, and bias right after the last convolution."""
     recipe: Annotated[str | None, optional("|".join(RECIPES), "tuned")] = None
     """Which hyperparameters to use."""
     epochs: Annotated[int | None, optional("INT", "the recipe's")] = None

@@ -163,7 +163,7 @@ def test_folding_is_exact(network, rng, signs):
 
 
 def test_a_network_of_ones_own_is_exported():
-    line = "6 pool 6x5 avgpool 6@a dropout pool 6@a avgpool 8x1 average 10x1 bias"
+    line = "6 pool 6x5 avgpool 6@a dropout pool dropout pool 6@a 8x1 average 10x1 bias"
     model = onnx.load_model_from_string(exported(line).content)
     assert {entry.key: entry.value for entry in model.metadata_props}["network"] == line
 

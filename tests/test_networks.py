@@ -225,9 +225,17 @@ def test_our_network_can_be_listed():
     assert network.layers == NETWORKS["net9808"].layers
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_a_network_is_named_after_the_number_of_its_parameters(network):
-    assert network.label == network.name
+def test_every_network_has_a_file_name_of_its_own():
+    assert [network.label for network in NETWORKS.values()] == list(NETWORKS)
+    lists = ["13 pool 13 13 average 10x1", "13 13 pool 13 average 10x1"]
+    assert [get_network(text).label for text in lists] == ["net3367-48044c", "net3367-f69fe8"]
+
+
+def test_layers_after_the_same_convolution_have_names_of_their_own():
+    network = get_network("8 dropout pool dropout pool avgpool average 10x1")
+    names = [layer.name for layer in network.layers]
+    assert len(set(names)) == len(names)
+    assert network.dropouts == ["dropout1", "dropout1b"]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +255,9 @@ def test_a_network_is_named_after_the_number_of_its_parameters(network):
         ("0 average 10x1", "leaves nothing"),
         ("pool pool", "ends in"),
         ("8 average pool 10x1", "leaves nothing"),
-        ("999999 999999 average 10x1", "parameters; at most"),
+        ("8 pool pool 900 900 average 10x1", "parameters; at most"),
+        ("84 average 10x1", "65,856 numbers for an image; at most 65,536"),
+        ("16x11 average 10x1", "'16x11' is no layer"),
         (" ".join(["8"] * 101), "101 words"),
         ("net1", "unknown network 'net1'"),
         ("", "unknown network ''"),

@@ -113,8 +113,8 @@ def test_first_steps_on_mnist_are_equal(name, recipe_name, mnist):
 
 
 def test_a_network_of_ones_own_is_equal(digits):
-    # Maps with odd sides before each pool, every word of the language, and a shared kernel.
-    line = "6 pool 6x5 avgpool 6@a dropout pool 6@a avgpool 8x1 average 10x1 bias"
+    # Every word of the language; a map with odd sides before a pool, two pools in a row, a shared kernel.
+    line = "6 dropout pool dropout pool 6x5 6@a avgpool 6@a 8x1 average 10x1 bias"
     recipe = dataclasses.replace(turn_everything_on(get_recipe(line, "tuned")), batch=TINY_RECIPE.batch)
     assert_in_step(compare(get_network(line), recipe, digits, 3)["torch_jax"])
 

@@ -123,7 +123,7 @@ def test_a_network_of_ones_own_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = dataclasses.replace(OPTIONS, network="4  pool 4 average 10x1", max_steps=11)
     run.train(options, fake.FRAMEWORK)
-    folder = Path(f"runs/{fake.FRAMEWORK.name}-net236-reference-5")
+    folder = Path(f"runs/{fake.FRAMEWORK.name}-net236-5aee84-reference-5")
     assert load_checkpoint(folder / FILE_NAME).network.name == "4 pool 4 average 10x1"
     go_on(folder, network="4 pool  4 average 10x1")
     assert load_checkpoint(folder / FILE_NAME).step == LAST
