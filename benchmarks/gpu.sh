@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What results/ should have of an NVIDIA GPU, the most important first: benchmarks/gpu.sh [lockstep|training|accuracy]
-# lockstep and training take at most nine minutes each, accuracy as long as it needs. A command that fails or reaches
-# its time limit does not stop the others, but the exit code is 1. It needs no network: MNIST is read from the cache
-# or from MNIST_DIR. TRY=1 tries every command on the CPU with small numbers and records nothing.
+# lockstep and training take at most nine minutes each, accuracy at most three hours. A command that fails or reaches
+# its time limit does not stop the others, but the exit code is 1. It needs no internet: MNIST is read from the cache
+# or from MNIST_DIR. TRY=1 tries every command on the CPU with small numbers and adds nothing to results/.
 cd "$(dirname "$0")/.." || exit 1
 if [[ ${TRY:-} ]]; then
   on=(--device cpu --dataset digits) steps=2 all_steps=4 epochs=1 reach=1 rounds=1 batches=16 seeds=1
@@ -13,6 +13,10 @@ failed=0
 run() { timeout "$1" python -m "$2" "${on[@]}" "${@:3}" || { echo "failed: ${*:2}" >&2; failed=1; }; }
 
 [[ $# -gt 0 ]] || set -- lockstep training accuracy
+for part; do
+  [[ $part =~ ^(lockstep|training|accuracy)$ ]] ||
+    { echo "error: no part $part; choose lockstep, training or accuracy" >&2; exit 2; }
+done
 for part; do
   case $part in
     lockstep)
@@ -33,7 +37,6 @@ for part; do
       for network in net10040 net9954 net9808; do
         run 3600 benchmarks.accuracy --network $network --seeds $seeds "${short[@]}"
       done ;;
-    *) echo "error: no part $part; choose lockstep, training or accuracy" >&2; exit 2 ;;
   esac
 done
 exit $failed

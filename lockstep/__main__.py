@@ -55,7 +55,8 @@ def main(options: LockstepOptions) -> None:
     Raises:
         UserError: bad options or data, or a file that cannot be written.
     """
-    network, recipe = get_network(options.network), get_recipe(options.network, options.recipe)
+    network = get_network(options.network)
+    recipe = get_recipe(network.name, options.recipe)
     if options.everything:
         recipe = turn_everything_on(recipe)
     check_range("--seed", options.seed, 0, MAX_SEED)
@@ -90,7 +91,9 @@ def main(options: LockstepOptions) -> None:
         )
 
     everything = "-everything" if options.everything else ""
-    run = f"{network.label}-{recipe.name}{everything}-{options.precision}-{steps}"
+    devices = [trainer.device_name for trainer in trainers[:2]]
+    where = "-".join(["", *devices]).replace(" ", "-") if set(devices) != {"cpu"} else ""
+    run = f"{network.label}-{recipe.name}{everything}-{options.precision}-{steps}{where}"
     row = {
         "run": run,
         "network": network.name,
@@ -102,7 +105,7 @@ def main(options: LockstepOptions) -> None:
         "precision": options.precision,
         "seed": options.seed,
         "dataset": loaded.dataset.name,
-        "device": trainers[0].device_name,
+        "device": devices[0] if len(set(devices)) == 1 else f"PyTorch {devices[0]}, Flax {devices[1]}",
         "steps": steps,
         "seconds": round(time.perf_counter() - began, 1),
         "state_numbers": sum(tensor.size for tensor in trainers[0].tensors().values()),
@@ -110,7 +113,8 @@ def main(options: LockstepOptions) -> None:
         "jax_digest": state_digest(trainers[1].tensors()),
     } | summarise(comparisons)
     if steps == whole:
-        row |= {f"{name}_accuracy": trainers[i].evaluate()[1] for i, name in enumerate(("torch", "jax"))}
+        both = zip(("torch", "jax"), trainers, strict=False)
+        row |= {f"{name}_accuracy": trainer.evaluate()[1] for name, trainer in both}
     show(row, comparisons)
     path = record.add_rows("lockstep", [row], PACKAGES, options.publish)
     series = figure.bin_series(losses, comparisons)

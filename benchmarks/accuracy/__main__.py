@@ -62,7 +62,8 @@ def main(options: AccuracyOptions) -> None:
     """Train, measure and compare as the command line says."""
     check_range("--seeds", options.seeds, 1, 10_000)
     check_range("--epochs", options.epochs, 1, MAX_EPOCHS)
-    network, recipe = get_network(options.network), get_recipe(options.network, options.recipe)
+    network = get_network(options.network)
+    recipe = get_recipe(network.name, options.recipe)
     if options.publish and options.epochs not in (None, recipe.epochs):
         raise UserError("--publish needs the recipe's own schedule; leave out --epochs")
     recipe = replace(recipe, epochs=options.epochs or recipe.epochs)
