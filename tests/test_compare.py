@@ -290,3 +290,13 @@ def test_the_command_says_what_the_page_says(tmp_path):
 def test_importing_lockstep_imports_no_framework():
     code = "import lockstep, sys; sys.exit(bool({'torch', 'jax'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.subprocess
+@pytest.mark.slow
+def test_a_resnet50_takes_at_most_twice_the_memory_of_its_passes():
+    def peak(what: str) -> float:
+        command = [sys.executable, "-m", "tests.resnet50", what]
+        return float(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout.split()[1])
+
+    assert peak("compare") <= 2 * peak("passes")
