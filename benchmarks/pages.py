@@ -27,6 +27,7 @@ PACKAGES = ("torch", "jax", "flax", "onnx", "onnxruntime", "openvino")  # a capt
 
 ACCURACY = "python -m benchmarks.accuracy --network NETWORK"
 TUNING = "python -m benchmarks.accuracy.tuning --network NETWORK --changes CHANGES"
+LOCKSTEP = "python -m lockstep --network NETWORK --recipe RECIPE"
 TRAINING = "python -m benchmarks.training"
 INFERENCE = "python -m benchmarks.inference --model FILE.onnx --also FILE-int8.onnx"
 RUNTIMES = f"{INFERENCE} --runtimes --batches 1"
@@ -53,9 +54,10 @@ PAGES = {
             "headline",
             rows.full_run,
             "",  # a sentence, no table
-            "**One MNIST network with {parameters:,} parameters, trained in PyTorch and in Flax: over all "
-            "{steps:,} steps of a run\nwith dropout, in float64, the losses differ by at most "
-            "{torch_jax_loss:.1e}.**",
+            "**One MNIST network with {parameters:,} parameters, trained in PyTorch and in Flax, over all "
+            "{steps:,} steps of a run\nwith dropout: in float64 the losses differ by at most "
+            "{torch_jax_loss:.1e}, and with `--precision bitwise`\n{torch_jax_unequal:,} of the "
+            "{state_numbers:,} numbers of the state differ.**",
         ),
         Table(
             "claims",
@@ -99,7 +101,22 @@ PAGES = {
             r"| rms \|loss difference\| from step 20 | its noise floor, PyTorch / Flax | other predictions",
             "`{network}`, {recipe} | {chance} | {precision} | {steps:,} | {torch_jax_loss:.1e} "
             "| {tensor:.1e} | {torch_jax_loss_rms:.1e} | {floor} | {torch_jax_predictions}",
-            "python -m lockstep --network NETWORK --recipe RECIPE --steps STEPS",
+            f"{LOCKSTEP} --steps STEPS",
+        ),
+        Table(
+            "bitwise",
+            rows.bitwise_runs,
+            "run | steps | numbers that differ | accuracy, % | float32, mean of seeds | SHA-256 of the state",
+            "`{network}`, {recipe} | {steps:,} | {torch_jax_unequal} | {percent:.2f} | {mean} | `{digest}`",
+            f"{LOCKSTEP} --steps all --precision bitwise --no-noise-floor",
+        ),
+        Table(
+            "precision",
+            partial(rows.training, "precision", measure="steps", recipe="tuned", network="net10040"),
+            " | precision | ms a step | accuracy after one epoch",
+            "{label} | {precision} | {step_ms:.2f} | {epoch_accuracy:.2%}",
+            f"{TRAINING} --network net10040 --recipe tuned --contenders torch jax "
+            "--precision float32 bfloat16 float64 bitwise",
         ),
     ],
     "docs/speed.md": [
@@ -125,14 +142,6 @@ PAGES = {
             " | operation | ms a step | share",
             "{label} | {part} | {step_ms:.2f} | {share:.0%}",
             f"{TRAINING} --network net10040 --contenders torch jax --profile",
-        ),
-        Table(
-            "precision",
-            partial(rows.training, "precision", measure="steps", recipe="tuned", network="net10040"),
-            " | precision | ms a step | accuracy after one epoch",
-            "{label} | {precision} | {step_ms:.2f} | {epoch_accuracy:.2%}",
-            f"{TRAINING} --network net10040 --recipe tuned --contenders torch jax "
-            "--precision float32 bfloat16",
         ),
     ],
     "docs/inference.md": [
@@ -264,6 +273,13 @@ def draw_lockstep(run: str) -> bytes:
     return lockstep_figure.draw(read_rows("lockstep", run=run)[-1], lockstep_figure.load_series(RESULTS, run))
 
 
+def draw_whole_runs() -> bytes:
+    """The loss of a whole lockstep run, and how many numbers differ in each precision, as PNG bytes."""
+    measured = [read_rows("lockstep", run=run)[-1] for run in rows.WHOLE_RUNS]
+    series = [lockstep_figure.load_series(RESULTS, run) for run in rows.WHOLE_RUNS]
+    return lockstep_figure.draw_unequal(measured, series)
+
+
 def draw_accuracy() -> bytes:
     """The accuracy of every seed after its last epoch, as PNG bytes."""
     figure, axes = figures.subplots(figsize=(8, 4))
@@ -282,6 +298,7 @@ def draw_accuracy() -> bytes:
 
 PICTURES: dict[str, Callable[[], bytes]] = {
     "lockstep.png": partial(draw_lockstep, rows.FULL_RUN),
+    "lockstep-bits.png": draw_whole_runs,
     "lockstep-float32.png": partial(draw_lockstep, rows.FLOAT32_RUN),
     "accuracy.png": draw_accuracy,
 }

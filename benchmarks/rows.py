@@ -10,9 +10,11 @@ from benchmarks.inference.runtimes import RUNTIMES
 from benchmarks.training.contenders import LABELS
 from lockstep.runs import largest_tensor_difference
 from recipe.networks import NETWORKS, get_network
+from recipe.recipes import RECIPES
 from recipe.record import read_rows
 
 FULL_RUN, FLOAT32_RUN = "net9954-reference-float64-8892", "net9954-reference-float32-468"
+WHOLE_RUNS = ("net9954-reference-bitwise-8892", FULL_RUN, "net9954-reference-float32-8892")
 STEPS = {"measure": "steps", "recipe": "reference", "precision": "float32"}
 
 # What is known of the published run of each network, in percent of the test images. net9954's is
@@ -102,12 +104,31 @@ def lockstep_runs() -> list[Row]:
             f"dropout {row['dropout']:g}": row["dropout"],
             "augmentation": row["augmentation"],
             "EMA": row["ema_decay"],
+            f"on {row.get('device')}": row.get("device", "cpu") != "cpu",
         }
         floors = [row.get(f"{pair}_loss_rms") for pair in ("torch_torch", "jax_jax")]
         floor = "not run" if None in floors else " / ".join(f"{value:.1e}" for value in floors)
         chance = ", ".join(part for part, there in parts.items() if there)
         rows.append(row | {"chance": chance, "floor": floor, "tensor": largest_tensor_difference(row)})
     return rows
+
+
+def bitwise_runs() -> list[Row]:
+    """The whole lockstep runs in bitwise precision, with the accuracy that their recipe has in float32."""
+    float32 = {
+        (row["network"], row["recipe"]): row
+        for recipe in RECIPES
+        for row in accuracies(recipe)
+        if row["framework"] == "torch"
+    }
+    whole = [row for row in read_rows("lockstep", precision="bitwise") if "torch_accuracy" in row]
+    shown = []
+    for *_, row in grouped([row for row in whole if row["network"] in NETWORKS], "network", "recipe"):
+        same = row["torch_digest"] == row["jax_digest"]
+        digest = row["torch_digest"] if same else f"{row['torch_digest']}, {row['jax_digest']}"
+        mean = float32.get((row["network"], row["recipe"]), {"mean": "not measured"})["mean"]
+        shown.append(row | {"digest": digest, "mean": mean, "percent": 100 * row["torch_accuracy"]})
+    return shown
 
 
 def training(*keys: str, **where: Any) -> list[Row]:
@@ -172,9 +193,11 @@ def determinism() -> list[Row]:
 
 
 def full_run() -> list[Row]:
-    """The lockstep run over a whole schedule."""
-    rows = newest("lockstep", "run", run=FULL_RUN)
-    return [row | {"parameters": get_network(row["network"]).parameter_count} for row in rows]
+    """The lockstep run over a whole schedule in float64, and how many numbers differ in the bitwise one."""
+    (bitwise,) = newest("lockstep", "run", run=WHOLE_RUNS[0])
+    (row,) = newest("lockstep", "run", run=FULL_RUN)
+    words = {key: bitwise[key] for key in ("torch_jax_unequal", "state_numbers")}
+    return [row | words | {"parameters": get_network(row["network"]).parameter_count}]
 
 
 def claims() -> list[Row]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as benchmarks
+from benchmarks import rows
 from benchmarks.pages import FIGURES, PAGES, PICTURES, ROOT, Table, fill_page, make_table
 from recipe.record import MACHINES, RESULTS, describe_machine, read_rows
 
@@ -26,6 +27,12 @@ ROW |= {"versions": {"torch": "2"}, "n": 3, "name": "a"}
 def test_tables_are_what_the_results_say(page):
     text = (ROOT / page).read_text()
     assert fill_page(text, PAGES[page]) == text, "run python -m benchmarks.pages"
+
+
+def test_readme_has_the_digest_of_the_whole_run():
+    row = read_rows("lockstep", run=rows.WHOLE_RUNS[0])[-1]
+    assert row["torch_digest"] == row["jax_digest"]
+    assert row["torch_digest"] in (ROOT / "README.md").read_text()
 
 
 def test_a_figure_that_was_changed_by_hand_is_seen():
