@@ -36,6 +36,8 @@ TRIAL_LINE = (
     "`{network}` | {changes} | {parameters:,} | {seeds} | {val_loss:.4f} | {final:.2f} | {tta:.2f} "
     "| {train_loss:.4f}"
 )
+PRECISION_HEADER = " | precision | ms a step | accuracy after one epoch"
+PRECISION_LINE = "{label} | {precision} | {step_ms:.2f} | {epoch_accuracy:.2%}"
 
 
 class Table(NamedTuple):
@@ -111,12 +113,12 @@ PAGES = {
             f"{LOCKSTEP} --steps all --precision bitwise --no-noise-floor",
         ),
         Table(
-            "precision",
-            partial(rows.training, "precision", measure="steps", recipe="tuned", network="net10040"),
-            " | precision | ms a step | accuracy after one epoch",
-            "{label} | {precision} | {step_ms:.2f} | {epoch_accuracy:.2%}",
-            f"{TRAINING} --network net10040 --recipe tuned --contenders torch jax "
-            "--precision float32 bfloat16 float64 bitwise",
+            "precisions",
+            partial(rows.training, "precision", measure="steps", recipe="tuned", network="net9954"),
+            PRECISION_HEADER,
+            PRECISION_LINE,
+            f"{TRAINING} --network net9954 --recipe tuned --contenders torch jax "
+            "--precision float32 bfloat16 float64 bitwise --rounds 3",
         ),
     ],
     "docs/speed.md": [
@@ -142,6 +144,14 @@ PAGES = {
             " | operation | ms a step | share",
             "{label} | {part} | {step_ms:.2f} | {share:.0%}",
             f"{TRAINING} --network net10040 --contenders torch jax --profile",
+        ),
+        Table(
+            "precision",
+            partial(rows.training, "precision", measure="steps", recipe="tuned", network="net10040"),
+            PRECISION_HEADER,
+            PRECISION_LINE,
+            f"{TRAINING} --network net10040 --recipe tuned --contenders torch jax "
+            "--precision float32 bfloat16",
         ),
     ],
     "docs/inference.md": [

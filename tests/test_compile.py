@@ -1,5 +1,6 @@
 """What makes PyTorch's steps faster: the compiler, and not more threads than there are free cores."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -148,6 +149,16 @@ def test_a_run_says_once_that_others_take_its_cores(others, threads, notices, mo
     assert len(steps) == 9
     printed = capsys.readouterr().out
     assert printed.count("OMP_NUM_THREADS=1 and --resume") == notices == printed.count("\n")
+
+
+def test_a_process_that_waits_for_its_turn_is_not_watched(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+
+    def step():
+        pass
+
+    assert compile.watch_cores(step) is step
 
 
 def test_a_number_of_threads_that_is_given_stays(monkeypatch):

@@ -31,6 +31,7 @@ def same_bits(one, other):
     return all(first.tobytes() == second.tobytes() for first, second in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_two_runs_have_the_same_bits(framework, tmp_path):

@@ -110,6 +110,7 @@ def check_digest(out: Path) -> None:
     assert load_checkpoint(out / FILE_NAME).metrics[-1]["digest"] == DIGEST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_two_devices_end_in_the_bits_of_one(framework, tmp_path):
     process = start(framework, "--devices", "2", "--out", str(tmp_path / "run"))
@@ -120,6 +121,7 @@ def test_two_devices_end_in_the_bits_of_one(framework, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["torch"])
 def test_a_run_that_loses_a_process_says_so_and_goes_on_with_one_device(framework, tmp_path):
     out = tmp_path / "run"

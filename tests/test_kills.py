@@ -37,6 +37,7 @@ def check(counts):
     assert counts["damaged"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_a_run_killed_at_random(name, context, tmp_path):

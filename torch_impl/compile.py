@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Collection
@@ -63,10 +64,11 @@ def share_cores() -> None:
 def watch_cores(step: Callable[[], None]) -> Callable[[], None]:
     """The step, with one notice if other programs come to take cores that this run's threads need.
 
-    The run itself goes on as it is: another number of threads would change its bits.
+    The run itself goes on as it is: another number of threads would change its bits. A process that another one
+    started, such as a benchmark's, is not watched: the others compute while it waits for its turn.
     """
     cores, threads = _own_cores(), torch.get_num_threads()
-    if threads < 2 or not _busy_seconds(cores):
+    if threads < 2 or multiprocessing.parent_process() or not _busy_seconds(cores):
         return step
     looked = used = 0.0  # when, and the processor time of other programs until then
     crowded = 0  # looks in a row
