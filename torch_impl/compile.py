@@ -64,8 +64,8 @@ def share_cores() -> None:
 def watch_cores(step: Callable[[], None]) -> Callable[[], None]:
     """The step, with one notice if other programs come to take cores that this run's threads need.
 
-    The run itself goes on as it is: another number of threads would change its bits. A process that another one
-    started, such as a benchmark's, is not watched: the others compute while it waits for its turn.
+    The run itself goes on as it is: another number of threads would change its bits. A process that another
+    one started, such as a benchmark's, is not watched: the others compute while it waits for its turn.
     """
     cores, threads = _own_cores(), torch.get_num_threads()
     if threads < 2 or multiprocessing.parent_process() or not _busy_seconds(cores):
