@@ -220,9 +220,13 @@ def run_in_two_processes(out: Path) -> None:
         assert process.returncode == 0, errors
 
 
+def go_on(framework: str, out: Path) -> None:
+    train_digits(FRAMEWORKS[framework], out, **BITWISE | {"epochs": None, "resume": out})
+
+
 def stop_and_resume(first: str, second: str, out: Path) -> None:
     run_whole(first, out, "--max-steps", "250")
-    train_digits(FRAMEWORKS[second], out, **BITWISE | {"epochs": None, "resume": out})
+    go_on(second, out)
 
 
 def kill_and_resume(framework: str, out: Path) -> None:
@@ -230,7 +234,7 @@ def kill_and_resume(framework: str, out: Path) -> None:
     wait_for(out / FILE_NAME, process)
     process.kill()
     process.communicate()
-    train_digits(FRAMEWORKS[framework], out, **BITWISE | {"epochs": None, "resume": out})
+    go_on(framework, out)
 
 
 COMPILED = {"TORCHDYNAMO_DISABLE": "0"}
