@@ -126,14 +126,23 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this file is in, with ``+`` where it has changes; None without git."""
-    describe = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    here = Path(__file__).parent
+    """The commit of the checkout this file is in, with ``+`` where its code has changes; None without git.
+
+    What earlier measurements added to ``results/`` is no change.
+    """
+    status = ["status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results"]
+    commit, changes = _git("rev-parse", "HEAD"), _git(*status)
+    return commit and commit + ("+" if changes else "")
+
+
+def _git(*arguments: str) -> str | None:
+    """What a git command says about the checkout this file is in; None if it fails."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
-        answer = subprocess.run(describe, cwd=here, capture_output=True, text=True, timeout=10, check=False)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.strip() or None
+    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def describe_machine() -> Row:

@@ -1,6 +1,7 @@
 """The record of measurements: what is added, where, and what a line says of its origin."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -45,6 +46,27 @@ def test_another_machine_gets_another_key(monkeypatch):
         keys.append(record.read_rows("speed", record.RESULTS)[-1]["machine"])
     assert keys == ["processor-amx-2", "processor-amx-4", "processor-amx-2-2", "processor-amx-2"]
     assert len(json.loads((record.RESULTS / record.MACHINES).read_text())) == 3
+
+
+def test_results_are_no_change_of_the_code(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
+
+    for name in ("recipe/record.py", "results/speed.jsonl"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "recipe" / "record.py"))
+    assert record.git_commit() is None
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    commit = record.git_commit()
+    assert commit is not None and len(commit) == 40
+    (tmp_path / "results" / "speed.jsonl").write_text("{} {}")
+    assert record.git_commit() == commit
+    (tmp_path / "recipe" / "record.py").write_text("changed")
+    assert record.git_commit() == commit + "+"
 
 
 def test_a_command_names_no_folder_of_this_machine(tmp_path, monkeypatch):
