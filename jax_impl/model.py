@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array, lax
 
 from jax_impl import devices
-from jax_impl.ops import avg_pool, batch_norm, conv2d, max_pool
+from jax_impl.ops import avg_pool, batch_norm, compute_once, conv2d, max_pool
 from recipe.chance import keep_mask
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
 from recipe.networks import Average, AvgPool, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
@@ -121,8 +121,8 @@ def drop(x: Array, rate: float, key: Array, element: Array) -> Array:
 
     The key is int32 (2,); ``element`` is from `number_elements`.
     """
-    image = jnp.arange(len(x), dtype=jnp.int32) + devices.index() * len(x)
-    keep = keep_mask(image[:, None, None, None] * element.size + element, key, rate)
+    images = jnp.arange(len(x), dtype=jnp.int32) + devices.index() * len(x)
+    keep = compute_once(lambda image: keep_mask(image * element.size + element[0], key, rate), images)
     return jnp.where(keep, x * (1 / (1 - rate)), 0)
 
 

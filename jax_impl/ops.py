@@ -4,6 +4,7 @@ Arrays are NHWC, kernels HWIO. Values and gradients are the textbook ones, to ro
 order of work differs. python -m benchmarks.training times them.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,8 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 # Images per partial weight gradient. With more than 16 XLA picks a kernel (YNNPACK's) that uses one core.
 IMAGES_PER_SUM = 16
 
+IMAGES_PER_LOOP = 16  # in `compute_once`
+
 
 def conv2d(x: Array, kernel: Array, pad: int) -> Array:
     """Stride-1 convolution: x (N, H, W, I), kernel (K, K, I, O) -> (N, H+2*pad-K+1, ..., O)."""
@@ -28,11 +31,11 @@ def conv2d(x: Array, kernel: Array, pad: int) -> Array:
     return _conv2d_cpu(x, kernel, pad) if jax.default_backend() == "cpu" else _conv(x, kernel, pad)
 
 
-def _conv(x: Array, kernel: Array, pad: int) -> Array:
+def _conv(x: Array, kernel: Array, pad: int, strides: tuple[int, int] = (1, 1)) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel,
-        window_strides=(1, 1),
+        window_strides=strides,
         padding=[(pad, pad)] * 2,
         dimension_numbers=NHWC,
         precision=lax.Precision.HIGHEST,  # no TF32 on GPUs
@@ -53,7 +56,21 @@ def _conv2d_cpu(x: Array, kernel: Array, pad: int) -> Array:
         return sum(taps[1:], taps[0])
     if x.dtype == jnp.float64:
         return _conv_by_image(x, kernel, pad)
-    return _conv(x, kernel, pad)
+    return _conv_by_pairs(x, kernel, pad)
+
+
+def _conv_by_pairs(x: Array, kernel: Array, pad: int) -> Array:
+    """The same with few output channels as a convolution to pairs of pixels, with twice as many channels.
+
+    So a vector register is full, and the surroundings of a pair are gathered once.
+    """
+    size, _, channels_in, channels_out = kernel.shape
+    width = x.shape[2] + 2 * pad - size + 1
+    if channels_out > 8 or width % 2:
+        return _conv(x, kernel, pad)
+    pair = jnp.stack([jnp.pad(kernel, ((0, 0), (i, 1 - i), (0, 0), (0, 0))) for i in (0, 1)], axis=3)
+    y = _conv(x, pair.reshape(size, size + 1, channels_in, -1), pad, (1, 2))
+    return y.reshape(*y.shape[:2], width, channels_out)
 
 
 def _conv_by_image(x: Array, kernel: Array, pad: int) -> Array:
@@ -95,7 +112,7 @@ def _conv2d_bwd(pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array,
         dkernel, _ = lax.scan(add, jnp.zeros_like(kernel).reshape(-1, channels_out), (x, dy))
         return _conv_by_image(dy, back, size - 1 - pad), dkernel.reshape(kernel.shape)
 
-    dx = _conv(dy, back, size - 1 - pad)
+    dx = _conv_by_pairs(dy, back, size - 1 - pad)
 
     # The weight gradient is a convolution too: input channels are its images, images its channels.
     # The barrier keeps XLA from recomputing what made x and dy inside every transpose.
@@ -113,17 +130,43 @@ def max_pool(x: Array) -> Array:
     """2x2 max pooling with stride 2: x (N, H, W, C) -> (N, H//2, W//2, C).
 
     A tie's gradient goes to the first maximum in scan order, as in PyTorch. The gradient of
-    `lax.reduce_window` does the same 14 times slower; `jnp.maximum` would split it in halves.
+    `lax.reduce_window` does the same 14 times slower; that of `jnp.maximum` would split it in halves.
     """
-    x = lax.optimization_barrier(x)  # otherwise XLA computes x in strided pieces, which is slower
     height, width = (n // 2 * 2 for n in x.shape[1:3])
-    corners = [x[:, i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)]
-    top, bottom = _first_max(*corners[:2]), _first_max(*corners[2:])
-    return _first_max(top, bottom)
+    return _max_pool(x[:, :height, :width])
 
 
-def _first_max(a: Array, b: Array) -> Array:
-    return jnp.where(a >= b, a, b)
+@jax.custom_vjp
+def _max_pool(x: Array) -> Array:
+    return _max_pool_fwd(x)[0]
+
+
+def _max_pool_fwd(x: Array) -> tuple[Array, Array]:
+    a, b, c, d = (x[:, i::2, j::2] for i in (0, 1) for j in (0, 1))
+    top, bottom = jnp.maximum(a, b), jnp.maximum(c, d)
+    # Compared with each other and not with the result: XLA may have rounded that in another pass.
+    number = jnp.where(top >= bottom, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
+    return jnp.maximum(top, bottom), number.astype(jnp.int8)
+
+
+def _max_pool_bwd(number: Array, dy: Array) -> tuple[Array]:
+    numbers = jnp.arange(4, dtype=jnp.int8).reshape(2, 1, 2, 1)
+    dx = jnp.where(number[:, :, None, :, None] == numbers, dy[:, :, None, :, None], 0)
+    images, height, width, channels = dy.shape
+    return (dx.reshape(images, 2 * height, 2 * width, channels),)
+
+
+_max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
+
+
+def compute_once(function: Callable[[Array], Array], images: Array) -> Array:
+    """``function`` of each image's number: images (N,) -> (N, ...).
+
+    XLA's CPU backend computes cheap values again for every operation that reads them, but not a loop's.
+    """
+    if jax.default_backend() == "cpu":
+        return lax.map(function, images, batch_size=IMAGES_PER_LOOP)
+    return jax.vmap(function)(images)
 
 
 def avg_pool(x: Array) -> Array:
