@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from recipe.networks import Network
-from recipe.recipes import Recipe
+from recipe.recipes import Recipe, augmentation_strength
 
 Array = Any  # of NumPy, PyTorch or JAX
 
@@ -67,9 +67,11 @@ def epoch_affine(recipe: Recipe, seed: int, epoch: int, images: int) -> np.ndarr
     (a x + b y + c, d x + e y + f). Rotation, scale and shear are about the image's centre.
     """
     draws = _uniform(seed, _Purpose.WARP, epoch, (5, images))
-    angle, shear = np.deg2rad(recipe.rotation) * draws[0], np.tan(np.deg2rad(recipe.shear) * draws[1])
-    zoom = 1 / (1 + recipe.scale * draws[2])
-    shift_x, shift_y = recipe.shift * draws[3], recipe.shift * draws[4]
+    strength = augmentation_strength(recipe, epoch)
+    angle = np.deg2rad(strength * recipe.rotation) * draws[0]
+    shear = np.tan(np.deg2rad(strength * recipe.shear) * draws[1])
+    zoom = 1 / (1 + strength * recipe.scale * draws[2])
+    shift_x, shift_y = strength * recipe.shift * draws[3:]
     cos, sin = zoom * np.cos(angle), zoom * np.sin(angle)
     a, b, d, e = cos, sin + shear * cos, -sin, cos - shear * sin
     centre = 13.5

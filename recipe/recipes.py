@@ -24,6 +24,7 @@ class Recipe:
     shift: float = 0.0  # pixels
     scale: float = 0.0  # fraction
     shear: float = 0.0  # degrees
+    final_augmentation: float = 1.0  # in the last epoch, as a fraction of these ranges
     ema_decay: float | None = None  # of the weight average; if there is one, it is the model
     label_smoothing: float = 0.0
 
@@ -106,6 +107,11 @@ def learning_rates(recipe: Recipe, steps: int) -> np.ndarray:
         return np.full(steps, recipe.lr)
     position = (np.arange(steps) + 0.5) / steps
     return recipe.lr * np.minimum(position / recipe.warmup, (1 - position) / (1 - recipe.warmup))
+
+
+def augmentation_strength(recipe: Recipe, epoch: int) -> float:
+    """What the ranges of the augmentation are multiplied by; linear in the epoch, which counts from 0."""
+    return 1 + (recipe.final_augmentation - 1) * epoch / max(recipe.epochs - 1, 1)
 
 
 def ema_decays(recipe: Recipe, start: int, stop: int) -> np.ndarray:

@@ -181,3 +181,16 @@ def test_affine_maps_stay_in_their_ranges():
 def test_nothing_drawn_means_nothing_moved():
     affine = chance.epoch_affine(FLAT, 0, 0, 3)
     np.testing.assert_array_equal(affine, np.tile(np.array([1, 0, 0, 0, 1, 0]) << 16, (3, 1)))
+
+
+def test_augmentation_shrinks_to_its_last_epoch():
+    recipe = dataclasses.replace(FLAT, epochs=5, rotation=8.0, shift=1.5, scale=0.07, shear=3.0)
+    shrinking = dataclasses.replace(recipe, final_augmentation=0.5)
+    for epoch, factor in enumerate((1, 0.875, 0.75, 0.625, 0.5)):
+        ranges = {name: factor * getattr(recipe, name) for name in ("rotation", "shift", "scale", "shear")}
+        expected = chance.epoch_affine(dataclasses.replace(recipe, **ranges), 3, epoch, 1000)
+        np.testing.assert_array_equal(chance.epoch_affine(shrinking, 3, epoch, 1000), expected)
+    one_epoch = dataclasses.replace(shrinking, epochs=1)
+    np.testing.assert_array_equal(
+        chance.epoch_affine(one_epoch, 3, 0, 9), chance.epoch_affine(recipe, 3, 0, 9)
+    )
