@@ -453,7 +453,12 @@ def export_by_jax2onnx(run: Path) -> onnx.ModelProto:
             x = layer(x)
         return x.squeeze((1, 2))
 
-    return to_onnx(predict, [("batch", 1, 28, 28)], input_names=["image"])
+    try:
+        return to_onnx(predict, [("batch", 1, 28, 28)], input_names=["image"])
+    except AttributeError as error:
+        if "jax._src" in str(error):
+            pytest.skip(f"jax2onnx does not know this version of JAX: {error}")
+        raise
 
 
 @pytest.mark.filterwarnings("ignore:'.value' access is now deprecated")  # in jax2onnx
