@@ -53,7 +53,7 @@ _TUNED = Recipe(
     ema_decay=0.999,
 )
 
-_WIDE = replace(_TUNED, rotation=12.0, shift=2.0, scale=0.12, shear=8.0)
+_WIDE = replace(_TUNED, rotation=12.0, shift=2.0, scale=0.12, shear=8.0, final_augmentation=0.5)
 
 _RECIPES: dict[tuple[str, str], Recipe] = {
     ("net10040", "reference"): replace(_PUBLISHED, epochs=20, dropout=0.05),
