@@ -48,9 +48,11 @@ def parse_changes(changes: tuple[str, ...]) -> Recipe:
                 f"--changes {change}: a recipe has no {name!r}; it has {', '.join(sorted(fields))}"
             )
         try:
-            values[name] = json.loads({"None": "null", "True": "true", "False": "false"}.get(value, value))
+            parsed = json.loads({"None": "null", "True": "true", "False": "false"}.get(value, value))
         except ValueError:
             raise UserError(f"--changes {change}: {value!r} is no number, True, False or None") from None
+        number = type(parsed) is int and isinstance(getattr(BASE, name), float)
+        values[name] = float(parsed) if number else parsed  # so that 12 and 12.0 are one trial on record
     return dataclasses.replace(BASE, **values)
 
 
