@@ -148,7 +148,8 @@ def show(row: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
 
 
 if __name__ == "__main__":
-    if any(word.endswith(".py") for word in sys.argv[1:]):
+    words = sys.argv[1:]
+    if any(word.endswith(".py") for word in words) or (words and not words[0].startswith("-")):
         run_command(pair_file.PairOptions, pair_file.main, "python -m lockstep pair.py")
         sys.exit()
     run_command(LockstepOptions, main, "python -m lockstep")

@@ -66,6 +66,7 @@ class Layers:
     rows: list[Row] = field(default_factory=list)
     extra: list[Row] = field(default_factory=list)  # output and loss
     unpaired: tuple[list[Leaf], ...] = ([], [])
+    unused: list[str] = field(default_factory=list)  # parameters of Flax
 
     def __post_init__(self) -> None:
         self.by_torch = {pair.torch.path: pair for pair in self.pairs}
@@ -311,12 +312,16 @@ class Layers:
         """The cause of a difference of code between leaves, before the call of this index."""
         start = next((i for i in reversed(range(index)) if self.record.calls[i].path in self.by_torch), -1)
         missing = [
-            leaf.path
+            leaf
             for leaf in self.unpaired[0]
             if leaf.tensors and any(c.path == leaf.path for c in self.record.calls[start + 1 : index])
         ]
+        for leaf in missing:
+            for other in self.unpaired[1]:
+                if other.tensors and kinds.plain(leaf.path) == kinds.plain(other.path):
+                    return f"{leaf.path} has {_shapes(leaf)} in PyTorch; {_shapes(other)} in Flax"
         if missing:
-            return f"Flax has no counterpart of {', '.join(missing)}"
+            return f"Flax has no counterpart of {', '.join(leaf.path for leaf in missing)}"
         sources: dict[str, np.ndarray] = {}
         for name, parameter in self.torch.model.named_parameters():
             if any(loose.source == name for loose in self.loose) or "." not in name:
@@ -534,6 +539,14 @@ def describe(what: str, row: Row, case: Case) -> str:
     if what == "output" and case.local and case.local.outputs and row.output == np.inf:
         text += f": shape {case.torch.outputs[0].shape} in PyTorch, {case.local.outputs[0].shape} in Flax"
     return text
+
+
+def _shapes(leaf: Leaf) -> str:
+    """A leaf's weights with their shapes."""
+    named = {
+        name if isinstance(name, str) else observe_flax.name_of(name): x for name, x in leaf.tensors.items()
+    }
+    return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in named.items())
 
 
 def both(row: Row) -> str:

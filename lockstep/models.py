@@ -6,6 +6,7 @@ is from itself with its weights moved by one unit in the last place.
 """
 
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from flax import nnx
 from lockstep import kinds
 from lockstep.layers import EPSILON32, Inputs, Layers
 from lockstep.observe import NOISE, RELATIVE, SMALL, Recording, difference, largest
-from lockstep.observe_flax import FlaxSide, variables
+from lockstep.observe_flax import JITTED, FlaxSide, name_of, variables
 from lockstep.observe_torch import TorchSide
 from lockstep.pairing import leaves_of, pair_leaves, pair_loose
 from lockstep.result import Result, Row
@@ -66,7 +67,7 @@ def compare(
         UserError: not a module, inputs that a model cannot take, a loss that is not a scalar, a path that
             does not exist.
     """
-    _check(torch_model, flax_model, loss, optimizers)
+    _check(torch_model, flax_model, loss, optimizers, pairs)
     given = _as_inputs(inputs)
     other = None if flax_inputs is None else _as_inputs(flax_inputs)
     notes: list[str] = []
@@ -106,23 +107,28 @@ def compare(
     )
 
 
-def _check(torch_model: Any, flax_model: Any, loss: Any, optimizers: Any) -> None:
+def _check(torch_model: Any, flax_model: Any, loss: Any, optimizers: Any, pairs: Any) -> None:
+    if isinstance(torch_model, nnx.Module) and isinstance(flax_model, torch.nn.Module):
+        raise UserError("the models are exchanged: give the PyTorch model first, then the Flax model")
     if not isinstance(torch_model, torch.nn.Module):
         raise UserError(f"the PyTorch model must be a torch.nn.Module, not {_kind(torch_model)}")
     if not isinstance(flax_model, nnx.Module):
-        hint = (
-            "; give the module itself, not the function that nnx.jit makes of it"
-            if callable(flax_model)
-            else ""
-        )
+        linen = any(cls.__module__.startswith("flax.linen") for cls in type(flax_model).__mro__)
+        hint = "; modules of flax.linen cannot be compared" if linen else ""
         raise UserError(f"the Flax model must be a flax.nnx.Module, not {_kind(flax_model)}{hint}")
+    if pairs is not None and not isinstance(pairs, Mapping):
+        raise UserError(f"pairs must be a dictionary of paths, not {_kind(pairs)}")
     for name, both in (("loss", loss), ("optimizers", optimizers)):
         if both is not None and not (isinstance(both, tuple | list) and len(both) == 2):
             raise UserError(f"{name} must be a pair: PyTorch's and Flax's")
 
 
 def _kind(value: Any) -> str:
-    return f"the class {value.__name__}; call it" if isinstance(value, type) else f"{type(value).__name__}"
+    if isinstance(value, type | FunctionType):
+        return f"the {'class' if isinstance(value, type) else 'function'} {value.__name__}; call it"
+    if isinstance(value, JITTED):
+        return "what nnx.jit makes of it; give the module itself"
+    return type(value).__name__
 
 
 def _as_inputs(inputs: Any) -> Inputs:
@@ -155,7 +161,10 @@ def _observe(
     flax.units = lambda path, module: path in forced or _is_unit(module, units)
     found, shapes = _find_inputs(flax, inputs, flax_inputs, record)
     if shapes.stopped and not shapes.calls:
-        raise UserError(f"the Flax model cannot take these inputs: {shapes.stopped}; give flax_inputs")
+        raise UserError(
+            f"the Flax model cannot take these inputs: {shapes.stopped}; "
+            "if it takes them in another form, give flax_inputs"
+        )
     theirs = leaves_of(record.calls, side.tensors)
     ours = leaves_of(shapes.calls, variables)
     pairs = pair_leaves(theirs, ours, overrides)
@@ -173,6 +182,12 @@ def _observe(
     )
     layers = Layers(side, flax, inputs, found, record, shapes, pairs, loose, loss, backward)
     layers.unpaired = unpaired
+    paired = {one.variable for one in loose}
+    layers.unused = [
+        name_of(path)
+        for path, variable in variables(flax.model).items()
+        if isinstance(variable, nnx.Param) and id(variable) not in in_flax and path not in paired
+    ]
     for pair in pairs:
         module, theirs_module = modules[pair.flax.path], pair.torch.module
         if pair.kind == "batch norm" and hasattr(module, "use_running_average"):
@@ -296,6 +311,14 @@ def _notes(layers: Layers) -> list[str]:
     ]
     if unused:
         notes.append(f"parameters without a gradient in PyTorch (unused?): {_some(unused)}")
+    if layers.unused:
+        notes.append(f"parameters of Flax that no call uses, and that have no pair: {_some(layers.unused)}")
+    renamed = [out for out in layers.outputs if kinds.plain(out.torch) != kinds.plain(out.flax)]
+    for out in renamed:
+        notes.append(f"PyTorch's output{out.torch} was compared with Flax's output{out.flax}, by their order")
+    jitted = [path for path, module in layers.flax.modules().items() if _is_jitted(module)]
+    if jitted:
+        notes.append(f"opaque because of nnx.jit, so it was taken off for the comparison: {_some(jitted)}")
     leaves = [leaf for pair in layers.pairs for leaf in (pair.torch, pair.flax)]
     leaves += [leaf for side in layers.unpaired for leaf in side]
     opaque = [
@@ -307,9 +330,7 @@ def _notes(layers: Layers) -> list[str]:
         and _has_children(leaf.module)
     ]
     if opaque:
-        notes.append(
-            f"opaque, compared as one layer (jitted, or its layers are used without a call): {_some(opaque)}"
-        )
+        notes.append(f"opaque, compared as one layer (its layers are used without a call): {_some(opaque)}")
     return notes
 
 
@@ -317,6 +338,10 @@ def _has_children(module: Any) -> bool:
     if isinstance(module, torch.nn.Module):
         return isinstance(module, torch.jit.ScriptModule) or any(True for _ in module.children())
     return any(True for _ in nnx.iter_children(module))
+
+
+def _is_jitted(module: Any) -> bool:
+    return callable(module) and isinstance(type(module).__call__, JITTED)
 
 
 def _some(names: list[str]) -> str:

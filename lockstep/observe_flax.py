@@ -13,8 +13,9 @@ from flax import nnx
 from lockstep import kinds
 from lockstep.kinds import Path
 from lockstep.observe import Call, Local, Recording, labelled
-from recipe.errors import UserError, reason
+from recipe.errors import UserError, explain, reason
 
+JITTED = type(nnx.jit(lambda: None))
 Visit = Callable[[Call, Any], Any]  # gets a leaf call and its output; what it returns replaces the output
 
 
@@ -50,6 +51,13 @@ def variables(module: Any) -> dict[Path, Any]:
     return found
 
 
+def without_jit(function: Callable) -> Callable:
+    """The function inside ``nnx.jit``."""
+    while isinstance(function, JITTED):
+        function = function.fun
+    return function
+
+
 class FlaxSide:
     """A copy of a model in one precision; call its methods with JAX's 64 bits on or off accordingly.
 
@@ -81,6 +89,7 @@ class FlaxSide:
             raise UserError(f"the Flax model cannot be copied: {reason(error)}") from error
         self.model.set_attributes(deterministic=not training, raise_if_not_found=False)
         self.model.set_attributes(use_running_average=not training, raise_if_not_found=False)
+        self.failed: str | None = None  # the innermost module whose call ended the last pass
         self.random: list[str] = []
         self.rates: dict[str, float] = {}  # of dropout that was switched off
         self.lifted = 0  # layers that were told to compute in float32, and now do in float64
@@ -106,7 +115,11 @@ class FlaxSide:
 
     @contextlib.contextmanager
     def _watch(self, model: nnx.Module, visit: Visit) -> Iterator[None]:
-        """Call ``visit`` after each leaf call of ``model``, by wrapping the ``__call__`` of its classes."""
+        """Call ``visit`` after each leaf call of ``model``, by wrapping the ``__call__`` of its classes.
+
+        Without ``nnx.jit``, in which modules are copies that nothing can be seen of.
+        """
+        self.failed = None
         paths = {id(module): name_of(path) for path, module in nnx.iter_modules(model)}
         stack: list[dict[str, Any]] = []
         counts: dict[str, int] = {}
@@ -143,6 +156,9 @@ class FlaxSide:
                         number=number,
                     )
                     return visit(seen, output)
+                except Exception:
+                    self.failed = path if self.failed is None else self.failed
+                    raise
                 finally:
                     stack.remove(frame)
 
@@ -153,7 +169,7 @@ class FlaxSide:
             for cls in {type(module) for _, module in nnx.iter_modules(model)}:
                 if hasattr(cls, "__call__"):  # noqa: B004 - of the class, where Python looks it up
                     patched.append((cls, cls.__dict__.get("__call__")))
-            wrapped = [(cls, wrap(cls.__call__)) for cls, _ in patched]  # before any is replaced
+            wrapped = [(cls, wrap(without_jit(cls.__call__))) for cls, _ in patched]  # before any is replaced
             for cls, function in wrapped:
                 cls.__call__ = function
             yield
@@ -194,7 +210,8 @@ class FlaxSide:
             except UserError:
                 raise
             except Exception as error:
-                return Recording(calls, {}, stopped=reason(error))
+                place = f" in {self.failed}" if self.failed else ""
+                return Recording(calls, {}, stopped=f"{explain(error)}{place}")
         self.raw_output = output
         return Recording(calls, {k: to_numpy(v) for k, v in labelled(output, is_array).items()})
 
@@ -258,7 +275,15 @@ class FlaxSide:
                 model_args, model_kwargs = jax.tree.unflatten(tree, filled)
                 return _scalar(objective, model(*model_args, **model_kwargs))
 
-        value, pull = jax.vjp(forward, params, [leaves[index] for index in floats], shifts)
+        try:
+            value, pull = jax.vjp(forward, params, [leaves[index] for index in floats], shifts)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the Flax model has no gradient: {explain(error)}; "
+                "use jax.numpy in it, or compare without backward"
+            ) from error
         by_params, by_inputs, by_shifts = pull(jnp.ones_like(value))
         found = [
             Call(

@@ -14,7 +14,7 @@ from torch.utils import _pytree
 
 from lockstep import kinds
 from lockstep.observe import Call, Local, Recording, cotangent, labelled
-from recipe.errors import UserError, reason
+from recipe.errors import UserError, explain, reason
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -126,8 +126,17 @@ class TorchSide:
             try:
                 output = self.model(*args, **kwargs)
             except Exception as error:
-                raise UserError(f"the PyTorch model cannot take these inputs: {reason(error)}") from error
+                raise UserError(
+                    f"the PyTorch model cannot take these inputs: {explain(error)}; "
+                    "give a tuple for several arguments, a dictionary for named ones"
+                ) from error
         outputs = labelled(output, is_tensor)
+        if not any(tensor.numel() for tensor in outputs.values()):
+            what = "only empty tensors" if outputs else "no tensor"
+            raise UserError(f"the PyTorch model returns {what}, so there is nothing to compare")
+        for label, tensor in outputs.items():
+            if tensor.isnan().any():
+                raise UserError(f"the PyTorch model's output{label} has NaN; give other inputs or weights")
         recording = Recording(calls, {label: to_numpy(tensor) for label, tensor in outputs.items()})
         for label, tensor in outputs.items():
             if tensor.requires_grad:
@@ -148,11 +157,15 @@ class TorchSide:
     def _objective(self, output: Any, outputs: dict[str, Tensor], loss: Callable | None) -> Tensor:
         if loss:
             try:
-                return loss(output)
+                value = loss(output)
             except Exception as error:
                 raise UserError(
-                    f"the PyTorch loss cannot take the model's output: {reason(error)}"
+                    f"the PyTorch loss cannot take the model's output: {explain(error)}"
                 ) from error
+            if not is_tensor(value) or value.numel() != 1:
+                shape = tuple(value.shape) if is_tensor(value) else type(value).__name__
+                raise UserError(f"the PyTorch loss must be a scalar tensor, not {shape}; take its mean")
+            return value
         total = torch.zeros((), dtype=self.dtype)
         for seed, tensor in enumerate(outputs.values()):
             if tensor.is_floating_point():

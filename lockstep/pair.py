@@ -1,7 +1,9 @@
 """``python -m lockstep pair.py``: compare the two models that a file defines."""
 
+import difflib
 import importlib.util
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -11,11 +13,12 @@ import tyro
 
 from recipe import report
 from recipe.cli import check_range
-from recipe.errors import UserError, reason
+from recipe.errors import UserError, explain
 from recipe.files import write_atomically
 from recipe.options import MAX_SEED
 
 NEEDED = ("torch_model", "flax_model", "inputs")
+OPTIONAL = ("pairs", "flax_inputs", "torch_loss", "flax_loss", "torch_optimizer", "flax_optimizer")
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,16 @@ def main(options: PairOptions) -> None:
         backward=options.backward,
         float32=options.float32,
     )
-    report.console.print(result.table())
-    for note in result.notes:
-        report.show_line(note)
-    report.show_line(result.verdict)
+    if report.console.is_terminal:
+        report.console.print(result)
+    else:  # 80 columns, as a file has them, are too few for the table
+        print(result)
     if options.json:
         write_atomically(options.json, result.to_json().encode())
-    if options.arrays:
+    if options.arrays and result.first:
         result.save_arrays(options.arrays)
+    elif options.arrays:
+        report.show_notice(f"nothing differs, so {options.arrays} was not written")
     if not result.equal:
         sys.exit(1)
 
@@ -112,18 +117,29 @@ def load(path: Path) -> ModuleType:
         raise UserError(f"there is no file {path}; give a Python file that defines {', '.join(NEEDED)}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{path} is not a Python file")
+        raise UserError(f"{path} is no Python file; give one whose name ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"{path} fails: {type(error).__name__}: {reason(error)}") from error
+        raise UserError(f"{path} fails{_line(error, path)}: {explain(error)}") from error
     missing = [name for name in NEEDED if not callable(getattr(module, name, None))]
     if missing:
         raise UserError(f"{path} must define the function {' and '.join(missing)}; see docs/porting.md")
+    for name in vars(module):
+        meant = difflib.get_close_matches(name.lower(), OPTIONAL, 1, 0.85)
+        if meant and name not in OPTIONAL:
+            report.show_notice(f"{path} defines {name}, which is not used; did you mean {meant[0]}?")
     return module
+
+
+def _line(error: Exception, path: Path) -> str:
+    """The last line of a file that an error came through, in words."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    return f" at line {lines[-1]}" if lines else ""
 
 
 def call(module: ModuleType, name: str, *arguments: Any) -> Any:
@@ -137,6 +153,5 @@ def call(module: ModuleType, name: str, *arguments: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"{name} in {module.__file__} fails: {type(error).__name__}: {reason(error)}"
-        ) from error
+        path = Path(str(module.__file__))
+        raise UserError(f"{name} in {path} fails{_line(error, path)}: {explain(error)}") from error

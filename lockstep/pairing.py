@@ -62,6 +62,10 @@ def pair_leaves(torch: list[Leaf], flax: list[Leaf], overrides: Mapping[str, str
     pairs = []
     for a, b in overrides.items():
         pairs.append((_get(by_torch, a, "PyTorch"), _get(by_flax, b.strip("/"), "Flax")))
+    for path in {b.path for _, b in pairs}:
+        named = [a.path for a, b in pairs if b.path == path]
+        if len(named) > 1:
+            raise UserError(f"pairs: {' and '.join(named)} are both paired with Flax's {path}; choose one")
     named = {kinds.plain(leaf.path): leaf for leaf in flax}
     taken = {id(leaf) for both in pairs for leaf in both}
     same = []
@@ -90,7 +94,8 @@ def _get(leaves: dict[str, Leaf], path: str, framework: str) -> Leaf:
     if path not in leaves:
         near = difflib.get_close_matches(path, leaves, 3) or list(leaves)[:3]
         raise UserError(
-            f"pairs: {framework} calls no layer {path!r} that calls no other; similar: {', '.join(near)}"
+            f"pairs: {framework} calls no layer {path!r}, a module that itself calls no other; "
+            f"similar: {', '.join(near)}"
         )
     return leaves[path]
 

@@ -92,11 +92,11 @@ class Result:
                 " What is listed as not compared may differ." if len(self.compared) < len(self.rows) else ""
             )
             return f"equal: {len(self.compared)} of {len(self.rows)} rows are equal in float64{steps}.{less}"
-        return f"first difference: {self.first.where}" + (
-            f"\nlikely cause: {self.first.cause}"
-            if self.first.cause
-            else "\nlikely cause: none of those that were tried"
-        )
+        unknown = "none of those that were tried"
+        lines = [f"first difference: {self.first.where}", f"likely cause: {self.first.cause or unknown}"]
+        others = [row for row in self.rows if row.what not in ("", "float32") and row is not self.first]
+        lines += [f"also: {row.where}; likely cause: {row.cause or unknown}" for row in others]
+        return "\n".join(lines)
 
     def table(self) -> Table:
         """The rows as a table of rich."""
@@ -162,4 +162,4 @@ class Result:
 def _format(value: float | None) -> str:
     if value is None:
         return ""
-    return "0" if value == 0 else "shape" if not np.isfinite(value) else f"{value:.0e}"
+    return "0" if value == 0 else f"{value:.0e}"

@@ -23,6 +23,12 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def explain(error: BaseException) -> str:
+    """The type and the message of an exception, on one line."""
+    message = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
 def reason(error: BaseException) -> str:
     """The message of an exception, on one line; its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -4,13 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
+from flax import linen, nnx
 from torch import nn
 
 import lockstep
@@ -148,7 +149,7 @@ def test_what_has_no_counterpart_is_listed():
     assert [row.torch for row in result.rows if row.verdict == "not compared"] == ["1"]
 
 
-def test_a_jitted_module_is_opaque():
+def test_a_jitted_module_is_looked_into():
     class Jitted(Dense):
         @nnx.jit
         def __call__(self, x):
@@ -162,7 +163,64 @@ def test_a_jitted_module_is_opaque():
             return self.head(self.inner(x))
 
     result = compare(nn.Sequential(torch_dense(), nn.Linear(3, 2)), Outer())
+    assert result.equal, str(result)
+    assert [row.flax for row in result.rows[:3]] == ["inner/first", "inner/last", "head"]
     assert any("opaque" in note and "inner" in note for note in result.notes), result.notes
+
+
+def test_a_layer_of_another_width_is_named_with_its_shapes():
+    port = Dense(nnx.Rngs(0))
+    port.last = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
+    theirs = nn.Sequential(OrderedDict(first=nn.Linear(6, 6), relu=nn.ReLU(), last=nn.Linear(6, 3)))
+    result = compare(theirs, port)
+    assert result.first is not None
+    assert (
+        result.first.cause == "last has weight (3, 6), bias (3,) in PyTorch; bias (4,), kernel (6, 4) in Flax"
+    )
+    port.last = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
+    result = compare(torch_dense(), port)
+    assert result.first is not None and "TypeError" in result.first.where and "in last" in result.first.where
+
+
+def test_every_fault_has_its_cause():
+    theirs = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.LayerNorm(6))
+
+    class Norms(nnx.Module):
+        def __init__(self):
+            self.a = nnx.LayerNorm(6, rngs=nnx.Rngs(0))  # epsilon 1e-6, PyTorch's 1e-5
+            self.b = nnx.Linear(6, 6, rngs=nnx.Rngs(0))
+            self.c = nnx.LayerNorm(6, epsilon=1e-4, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.c(self.b(self.a(x)))
+
+    lines = compare(theirs, Norms()).verdict.splitlines()
+    assert len(lines) == 3, lines
+    assert "epsilon=1e-05" in lines[1]
+    assert lines[2].startswith("also: the output of 2 (Flax: c)") and "epsilon=1e-05" in lines[2]
+
+
+def test_outputs_paired_by_order_and_unused_parameters_of_flax_are_noted():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return {"logits": self.last(torch.relu(self.first(x)))}
+
+    class Spare(Dense):
+        def __init__(self):
+            super().__init__(nnx.Rngs(0))
+            self.spare = nnx.Linear(7, 8, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return {"out": super().__call__(x)}
+
+    result = compare(Named(), Spare())
+    assert result.equal, str(result)
+    assert any("output['logits']" in note and "output['out']" in note for note in result.notes), result.notes
+    assert any("spare/kernel" in note for note in result.notes), result.notes
 
 
 def test_unused_parameters_are_named():
@@ -207,9 +265,42 @@ class NeedsMore(Dense):
         return super().__call__(x) * scale
 
 
+class Silent(nn.Module):
+    def forward(self, x):
+        return "hello"
+
+
+class NumPy(Dense):
+    def __call__(self, x):
+        return super().__call__(np.asarray(x))
+
+
 @pytest.mark.parametrize(
     ("torch_model", "flax_model", "inputs", "options", "message"),
     [
+        (Silent(), Dense(nnx.Rngs(0)), X, {}, "returns no tensor, so there is nothing to compare"),
+        (torch_dense(), Dense(nnx.Rngs(0)), X[:0], {}, "returns only empty tensors"),
+        (torch_dense(), Dense(nnx.Rngs(0)), X * np.nan, {}, "output has NaN"),
+        (Dense(nnx.Rngs(0)), torch_dense(), X, {}, "the models are exchanged"),
+        (torch_dense, Dense(nnx.Rngs(0)), X, {}, "not the function torch_dense; call it"),
+        (torch_dense(), nnx.jit(Dense(nnx.Rngs(0))), X, {}, "what nnx.jit makes of it; give the module"),
+        (torch_dense(), linen.Dense(3), X, {}, "flax.linen cannot be compared"),
+        (torch_dense(), NumPy(nnx.Rngs(0)), X, {}, "no gradient: TracerArrayConversionError"),
+        (torch_dense(), Dense(nnx.Rngs(0)), X, {"pairs": ["0"]}, "pairs must be a dictionary"),
+        (
+            torch_dense(),
+            Dense(nnx.Rngs(0)),
+            X,
+            {"pairs": {"0": "last", "2": "last"}},
+            "0 and 2 are both paired with Flax's last; choose one",
+        ),
+        (
+            torch_dense(),
+            Dense(nnx.Rngs(0)),
+            X,
+            {"loss": (torch.abs, jnp.sum)},
+            "PyTorch loss must be a scalar",
+        ),
         (torch.relu, Dense(nnx.Rngs(0)), X, {}, "the PyTorch model must be a torch.nn.Module, not"),
         (nn.Linear, Dense(nnx.Rngs(0)), X, {}, "not the class Linear; call it"),
         (torch_dense(), jax.jit(lambda x: x), X, {}, "the Flax model must be a flax.nnx.Module"),
@@ -241,7 +332,7 @@ def test_a_mistake_is_one_line(torch_model, flax_model, inputs, options, message
         ("def torch_model(): pass", "must define the function flax_model and inputs"),
         (
             "def torch_model(): 1 / 0\nflax_model = inputs = lambda *a: 1",
-            "torch_model in .* fails: ZeroDivisionError",
+            "torch_model in .* fails at line 1: ZeroDivisionError",
         ),
     ],
 )
