@@ -84,7 +84,8 @@ class _BatchNorm(torch.autograd.Function):
         y = (x - _per_channel(mean)) * _per_channel(inv_std * weight) + _per_channel(bias)
         ctx.save_for_backward(input, mean, inv_std, weight)
         ctx.mark_non_differentiable(mean, var)
-        return y.to(input.dtype), mean, var
+        # PyTorch 2.11 compiles a wrong gradient of what ``to`` gives back unchanged (its issue 180642).
+        return y if y.dtype == input.dtype else y.to(input.dtype), mean, var
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
