@@ -1,5 +1,6 @@
 """The measurements in results/, summed up as the tables of `benchmarks.pages` show them."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from benchmarks.training.contenders import LABELS
 from lockstep.runs import largest_tensor_difference
 from recipe.networks import NETWORKS, get_network
 from recipe.recipes import RECIPES
-from recipe.record import read_rows
+from recipe.record import MACHINES, RESULTS, read_rows
 
 FULL_RUN, FLOAT32_RUN = "net9954-reference-float64-8892", "net9954-reference-float32-468"
 WHOLE_RUNS = ("net9954-reference-bitwise-8892", FULL_RUN, "net9954-reference-float32-8892")
@@ -134,7 +135,9 @@ def bitwise_runs() -> list[Row]:
 def training(*keys: str, **where: Any) -> list[Row]:
     """The rows of the training benchmark on the CPU that have some values."""
     rows = newest("training", "contender", "network", *keys, device="cpu", **where)
+    machines = json.loads((RESULTS / MACHINES).read_text())
     for row in rows:
+        row["instructions"] = machines[row["machine"]]["instructions"]
         if row.get("speedup"):
             row["gain"] = "{speedup:.2f} ({speedup_low:.2f} to {speedup_high:.2f})".format(**row)
         if row.get("operation"):
