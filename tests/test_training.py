@@ -240,6 +240,7 @@ def test_speedups_are_paired_by_round(monkeypatch, tiny):
     assert torch_row["times_limit"] == pytest.approx(2000 / torch_row["limit_ms"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_whole_benchmark_in_small(tmp_path, monkeypatch, capsys):
     """With real processes; rows go beside the runs, and the tables fit 80 columns."""
     monkeypatch.chdir(tmp_path)
