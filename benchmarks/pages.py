@@ -125,9 +125,10 @@ PAGES = {
         Table(
             "steps",
             partial(rows.training, "batch", "machine", **rows.STEPS),
-            "network | processor | | ms a step | lowest to highest | times as fast as its script | arithmetic limit, ms "
-            "| times the limit | epoch, s | compilation, s",
-            "`{network}` | {instructions} | {label} | {step_ms:.2f} | {step_ms_low:.2f} to {step_ms_high:.2f} | {gain} "
+            "network | processor | | ms a step | lowest to highest | times as fast as its script "
+            "| arithmetic limit, ms | times the limit | epoch, s | compilation, s",
+            "`{network}` | {instructions} | {label} | {step_ms:.2f} "
+            "| {step_ms_low:.2f} to {step_ms_high:.2f} | {gain} "
             "| {limit_ms:.2f} | {times_limit:.1f} | {epoch_s:.2f} | {compile_s:.0f}",
             TRAINING,
         ),
