@@ -500,6 +500,22 @@ def test_int8(network):
     assert np.abs(reference - logits[:4]).max() < 0.05 * np.abs(exact).max()
 
 
+def test_int8_of_a_channel_with_a_range_of_its_own(network):
+    """One channel a thousand times smaller, its next weights as much larger: int8 is as exact as without."""
+    checkpoint, images = make_checkpoint(network.name), make_images()
+    assert images.train is not None
+    model = build_model(network, fold(steps_of(network, checkpoint.model)))
+    values = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
+    values["conv1.weight"][0] /= 1000
+    values["conv1.bias"][0] /= 1000
+    values["conv2.weight"][:, 0] *= 1000
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(values[tensor.name], tensor.name))
+    logits, _ = run_model(quantize(model, images.train).SerializeToString(), images.test, 7)
+    exact = exact_logits(network.name)
+    assert np.abs(logits - exact).max() < 0.25 * np.abs(exact).max()
+
+
 # --------------------------------------------------------------------------------------------- verification
 
 

@@ -25,12 +25,12 @@ NODE_PATHS = os.environ.get("NODE_PATH", "").split(":")
 
 @pytest.fixture(scope="module")
 def export_digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
-    """Makes a network's float32 or int8 file, after six epochs on the digits, when it is first asked for."""
+    """Makes a network's float32 or int8 file, after twelve epochs on the digits, when first asked for."""
     folder = tmp_path_factory.mktemp("files")
 
     @cache
     def checkpoint(network: str) -> Path:
-        return train_digits(FRAMEWORKS["torch"], folder / network, network=network, epochs=6)
+        return train_digits(FRAMEWORKS["torch"], folder / network, network=network, epochs=12)
 
     @cache
     def make(network: str, int8: bool) -> Path:
