@@ -25,7 +25,8 @@ def exit_code(interruption: KeyboardInterrupt) -> int:
 def raise_on_signal() -> Iterator[None]:
     """Within it, both signals raise `Signalled` in the main thread.
 
-    A signal that is ignored stays ignored: ``nohup`` ignores SIGHUP so that the program goes on.
+    A signal that is ignored stays ignored: ``nohup`` ignores SIGHUP so that the program goes on. Who sets
+    another handler within it keeps that.
     """
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
@@ -35,7 +36,8 @@ def raise_on_signal() -> Iterator[None]:
         yield
     finally:
         for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) is _end:
+                signal.signal(number, signal.SIG_DFL)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -90,7 +90,11 @@ def run(options: TrainOptions, framework: Framework) -> None:
             raise UserError(f"PyTorch sees {gpus} CUDA devices for {processes} processes; try --device cpu")
         torch.cuda.set_device(here)
     distributed.init_process_group("nccl" if on_gpu else "gloo")
-    train(replace(options, devices=processes), framework, follow=index() > 0)
+    try:
+        train(replace(options, devices=processes), framework, follow=index() > 0)
+    except UserError:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # with which torchrun would end it before it says why
+        raise
     distributed.destroy_process_group()  # not after a failure, when it might wait for what is gone
 
 
@@ -108,8 +112,9 @@ def _launch(devices: int) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", "torch_impl.train", *sys.argv[1:])
     except ChildFailedError as error:
-        if 0 in error.failures and error.failures[0].exitcode == -signal.SIGKILL:
-            raise UserError("the first of the run's processes was killed; go on with --resume RUN") from None
-        sys.exit(2)  # the first process has said why, before the others or the launcher ended it
+        first = error.failures.get(0)
+        if first is None or not 0 <= first.exitcode < 128:  # a signal, perhaps the launcher's, was faster
+            raise UserError("a process of this run was killed; go on with --resume RUN") from None
+        sys.exit(2)  # the first process has said why
     except SignalException as end:
         sys.exit(128 + end.sigval)
