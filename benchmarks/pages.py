@@ -18,6 +18,7 @@ from benchmarks.rows import Row
 from lockstep import figure as lockstep_figure
 from recipe import figures, report
 from recipe.cli import run_command
+from recipe.data import GOAL
 from recipe.files import write_atomically
 from recipe.record import MACHINES, RESULTS, read_rows
 
@@ -300,8 +301,8 @@ def draw_accuracy() -> bytes:
         colour = "C0" if row["framework"] == "torch" else "C1"
         axes.plot(position + np.linspace(-0.2, 0.2, len(final)), final, "o", color=colour, alpha=0.7)
         axes.hlines(np.mean(final), position - 0.3, position + 0.3, color=colour)
-    axes.axhline(figures.GOAL, ls="--", color="grey", lw=1)
-    axes.text(-0.4, figures.GOAL + 0.005, f"the task: {figures.GOAL} %", color="grey")
+    axes.axhline(100 * GOAL, ls="--", color="grey", lw=1)
+    axes.text(-0.4, 100 * GOAL + 0.005, f"the task: {100 * GOAL:g} %", color="grey")
     axes.set_xticks(range(len(groups)), [f"{row['network']}\n{row['label']}" for row in groups])
     axes.set(ylabel="accuracy after the last epoch (%)")
     return figures.encode_png(figure)

@@ -5,11 +5,9 @@ from typing import Literal
 import numpy as np
 
 from recipe.checkpoint import Checkpoint, Tensors
-from recipe.data import MEAN, STD
+from recipe.data import EVALUATION_BATCH, MEAN, STD
 from recipe.errors import UserError
 from recipe.networks import Network
-
-BATCH = 1000
 
 
 def source_logits(
@@ -33,7 +31,7 @@ def source_logits(
         raise UserError(f"the checkpoint is of the unknown framework {framework!r}; expected torch or jax")
     tensors = {name: tensor.astype(precision) for name, tensor in checkpoint.model.items()}
     x = (images.astype(precision) - MEAN) / STD
-    batches = np.split(x, range(BATCH, len(x), BATCH))
+    batches = np.split(x, range(EVALUATION_BATCH, len(x), EVALUATION_BATCH))
     return (_torch_logits if framework == "torch" else _jax_logits)(checkpoint.network, tensors, batches)
 
 

@@ -17,7 +17,7 @@ from jax_impl.data import read_mnist
 from jax_impl.model import ConvNet, dump_tensors, load_tensors
 from recipe.checkpoint import Tensors
 from recipe.cli import run_command
-from recipe.data import MEAN, STD, Split, cache_folder
+from recipe.data import EVALUATION_BATCH, MEAN, STD, Split, cache_folder
 from recipe.errors import UserError
 from recipe.grid import MOMENTUM, STATE, round_to_grid
 from recipe.networks import Network
@@ -27,8 +27,6 @@ from recipe.recipes import PRECISIONS, Recipe
 from recipe.record import count_cores
 from recipe.run import Framework
 from recipe.warp import SIDE, UNIT, crop, pad, warp
-
-EVALUATION_BATCH = 1000
 
 
 def normalise(pixels: Array, white: int, dtype: jnp.dtype) -> Array:

@@ -28,6 +28,8 @@ MNIST_FINGERPRINT = "59e723206924974d8a23ff880d084b6abc6932d67abc1370878f1a89543
 HOLDOUT = {"mnist": 5_000, "digits": 300}  # images at the end of the training set
 DIGITS_TRAIN = 1_437  # of 1,797
 CACHE_FILE = "mnist.npz"
+EVALUATION_BATCH = 1_000  # images at a time
+GOAL = 0.994  # validation accuracy on MNIST: the task that the networks were published for
 MAX_CACHE_BYTES, MAX_CACHE_ENTRIES = 64 * 2**20, 100  # it has 11 MB and 4 arrays
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 

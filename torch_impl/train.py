@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from recipe.checkpoint import Tensors
 from recipe.cli import run_command
-from recipe.data import MEAN, STD, Split
+from recipe.data import EVALUATION_BATCH, MEAN, STD, Split
 from recipe.errors import UserError
 from recipe.grid import MOMENTUM, STATE, round_to_grid
 from recipe.networks import Network
@@ -26,8 +26,6 @@ from torch_impl import devices
 from torch_impl.compile import StepLoop, compile_if_possible, keep_freed_memory, share_cores
 from torch_impl.data import read_mnist
 from torch_impl.model import ConvNet, dump_tensors, load_tensors
-
-EVALUATION_BATCH = 1000
 
 
 def normalise(pixels: Tensor, white: int, dtype: torch.dtype) -> Tensor:
