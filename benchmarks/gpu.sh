@@ -27,11 +27,12 @@ for part; do
       run 100 lockstep --network net9954 --recipe reference --steps $all_steps --precision bitwise --no-noise-floor
       run 120 lockstep --network net9954 --recipe reference --steps $steps --precision float32 ;;
     training)
-      run 200 benchmarks.training --steps $steps --epochs $epochs --rounds $rounds
-      run 120 benchmarks.training --network net10040 --recipe tuned --contenders torch jax --time-to-accuracy $reach
-      run 120 benchmarks.training --network net10040 --recipe tuned --contenders torch jax --steps $steps --epochs 0 \
+      run 160 benchmarks.training --steps $steps --epochs $epochs --rounds $rounds
+      run 220 benchmarks.training --network net10040 --recipe tuned --contenders torch jax \
+        --time-to-accuracy $reach --seeds $seeds
+      run 80 benchmarks.training --network net10040 --recipe tuned --contenders torch jax --steps $steps --epochs 0 \
         --rounds $rounds --precision float32 bfloat16
-      run 100 benchmarks.training --network net10040 --contenders torch jax --batches $batches ;;
+      run 80 benchmarks.training --network net10040 --contenders torch jax --batches $batches ;;
     accuracy)
       short=(${TRY:+--epochs 1})
       for network in net10040 net9954 net9808; do

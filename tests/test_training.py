@@ -120,9 +120,9 @@ def test_steps_go_on_where_the_last_call_stopped(tiny):
 
 def test_training_stops_at_the_target_or_with_the_schedule(tiny):
     ours = Ours(OURS, tiny)
-    reached = ours.run_to_target(2, target=0.01)
-    assert (reached["schedule"], reached["epochs"], reached["reached"]) == (2, 1, True)
-    missed = ours.run_to_target(2, target=1.1)
+    reached = ours.run_to_target(2, 0, target=0.01)
+    assert (reached["epochs"], reached["reached"]) == (1, True)
+    missed = ours.run_to_target(2, 0, target=1.1)
     assert (missed["epochs"], missed["reached"]) == (2, False)
     assert missed["best"] >= reached["best"], "each starts from the same weights"
 
@@ -265,6 +265,10 @@ def test_the_whole_benchmark_in_small(tmp_path, monkeypatch, capsys):
     main(replace(options, contenders=("torch",), batches=(32,)))
     (row,) = read_rows("training", tmp_path / "runs" / "bench", measure="batches")
     assert row["batch"] == 32 and row["peak_mib"] >= row["start_mib"] > 50
+    main(replace(options, contenders=("torch",), time_to_accuracy=(1,), seeds=2))
+    (row,) = read_rows("training", tmp_path / "runs" / "bench", measure="accuracy")
+    assert (row["seeds"], row["reached"], row["epochs"]) == (2, 0, 1)
+    assert row["seconds_low"] < row["seconds"] < row["seconds_high"]
     printed = capsys.readouterr().out
     assert "TORCHDYNAMO_DISABLE is set" in printed  # see conftest.py
     assert "…" not in printed

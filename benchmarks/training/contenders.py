@@ -67,12 +67,12 @@ class Ours:
         self.start(contender.recipe.epochs)
         self.plan, self.position = next(self.plans), 0
 
-    def start(self, epochs: int) -> None:
+    def start(self, epochs: int, seed: int = 0) -> None:
         """Go back to the initial weights, for a schedule of so many epochs."""
         recipe = replace(self.contender.recipe, epochs=epochs)
-        self.trainer.load(initial_tensors(self.network, recipe, 0, self.contender.precision))
+        self.trainer.load(initial_tensors(self.network, recipe, seed, self.contender.precision))
         steps = epochs * steps_per_epoch(recipe, self.images)
-        self.plans = make_plans(self.network, recipe, 0, self.images, 0, steps)
+        self.plans = make_plans(self.network, recipe, seed, self.images, 0, steps)
 
     def run_steps(self, steps: int) -> None:
         """Train for some steps of the first epoch; start it again where too few are left."""
@@ -92,19 +92,17 @@ class Ours:
         self.start(epochs=1)
         return self.run_epoch(), self.trainer.evaluate()[1]
 
-    def run_to_target(self, epochs: int, target: float = GOAL) -> dict[str, Any]:
+    def run_to_target(self, epochs: int, seed: int, target: float = GOAL) -> dict[str, Any]:
         """Train from the start, on a schedule of so many epochs, until one ends with the target accuracy.
 
-        The seconds leave out validation, and compilation, which is done before.
+        The seconds leave out validation, and compilation if an epoch was run before.
         """
-        self.run_only_epoch()
-        self.start(epochs)
+        self.start(epochs, seed)
         seconds, accuracies = 0.0, [0.0]
         while accuracies[-1] < target and len(accuracies) <= epochs:
             seconds += self.run_epoch()
             accuracies.append(self.trainer.evaluate()[1])
         return {
-            "schedule": epochs,
             "epochs": len(accuracies) - 1,
             "seconds": seconds,
             "reached": accuracies[-1] >= target,
