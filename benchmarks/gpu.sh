@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.." || exit 1
 if [[ ${TRY:-} ]]; then
   on=(--device cpu --dataset digits) steps=2 all_steps=4 epochs=1 reach=1 rounds=1 batches=16 seeds=1
 else
-  on=(--device cuda --publish) steps=100 all_steps=500 epochs=3 reach="6 19" rounds=5 batches="64 512 2048" seeds=20
+  on=(--device cuda --publish) steps=100 all_steps=500 epochs=3 reach=5 rounds=5 batches="64 512 2048" seeds=20
 fi
 failed=0
 run() { timeout "$1" python -m "$2" "${on[@]}" "${@:3}" || { echo "failed: ${*:2}" >&2; failed=1; }; }
@@ -28,7 +28,7 @@ for part; do
       run 120 lockstep --network net9954 --recipe reference --steps $steps --precision float32 ;;
     training)
       run 160 benchmarks.training --steps $steps --epochs $epochs --rounds $rounds
-      run 220 benchmarks.training --network net10040 --recipe tuned --contenders torch jax \
+      run 220 benchmarks.training --network net9808 --recipe tuned --contenders torch jax \
         --time-to-accuracy $reach --seeds $seeds
       run 80 benchmarks.training --network net10040 --recipe tuned --contenders torch jax --steps $steps --epochs 0 \
         --rounds $rounds --precision float32 bfloat16

@@ -134,6 +134,15 @@ PAGES = {
             TRAINING,
         ),
         Table(
+            "time",
+            partial(rows.training, "schedule", measure="accuracy"),
+            "network | | schedule, epochs | runs that get there | after epochs, mean "
+            "| seconds of training, mean | lowest to highest",
+            "`{network}` | {label} | {schedule} | {reached} of {seeds} | {epochs:.1f} | **{seconds:.1f}** "
+            "| {seconds_low:.1f} to {seconds_high:.1f}",
+            f"{TRAINING} --network net9808 --recipe tuned --contenders torch jax --time-to-accuracy 5",
+        ),
+        Table(
             "batches",
             partial(rows.training, "batch", measure="batches", network="net10040"),
             " | batch | us an image | MiB before training | peak MiB",
