@@ -5,12 +5,12 @@
 # or from MNIST_DIR. TRY=1 tries every command on the CPU with small numbers and adds nothing to results/.
 cd "$(dirname "$0")/.." || exit 1
 if [[ ${TRY:-} ]]; then
-  on=(--device cpu --dataset digits) steps=2 all_steps=4 epochs=1 reach=1 rounds=1 batches=16 seeds=1
+  on=(--device cpu --dataset digits) steps=2 all_steps=4 epochs=1 reach=1 rounds=1 batches=16 seeds=1 limit=600
 else
-  on=(--device cuda --publish) steps=100 all_steps=500 epochs=3 reach=5 rounds=5 batches="64 512 2048" seeds=20
+  on=(--device cuda --publish) steps=100 all_steps=500 epochs=3 reach=5 rounds=5 batches="64 512 2048" seeds=20 limit=
 fi
 failed=0
-run() { timeout "$1" python -m "$2" "${on[@]}" "${@:3}" || { echo "failed: ${*:2}" >&2; failed=1; }; }
+run() { timeout "${limit:-$1}" python -m "$2" "${on[@]}" "${@:3}" || { echo "failed: ${*:2}" >&2; failed=1; }; }
 
 [[ $# -gt 0 ]] || set -- lockstep training accuracy
 for part; do
