@@ -3,7 +3,6 @@
 A table stands between ``<!-- NAME -->`` and ``<!-- end -->``. A test holds every page to what this writes.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from recipe import figures, report
 from recipe.cli import run_command
 from recipe.data import GOAL
 from recipe.files import write_atomically
-from recipe.record import MACHINES, RESULTS, read_rows
+from recipe.record import RESULTS, read_rows
 
 ROOT = RESULTS.parent
 FIGURES = ROOT / "docs" / "figures"
@@ -267,7 +266,7 @@ def describe_origin(measured: Sequence[Row], command: str) -> str:
 
 def describe_machine(key: str) -> str:
     """A machine of machines.json in words."""
-    machine = json.loads((RESULTS / MACHINES).read_text())[key]
+    machine = rows.machines()[key]
     name = machine["processor"].replace("(R)", "").removesuffix(" Processor")
     return (
         machine["gpu"] or f"{name} with {machine['instructions']}, {report.count(machine['cores'], 'core')}"

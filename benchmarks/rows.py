@@ -132,12 +132,17 @@ def bitwise_runs() -> list[Row]:
     return shown
 
 
+def machines() -> dict[str, Row]:
+    """The machines of the measurements, by their keys."""
+    return json.loads((RESULTS / MACHINES).read_text())
+
+
 def training(*keys: str, **where: Any) -> list[Row]:
     """The rows of the training benchmark on the CPU that have some values."""
     rows = newest("training", "contender", "network", *keys, device="cpu", **where)
-    machines = json.loads((RESULTS / MACHINES).read_text())
+    known = machines()
     for row in rows:
-        row["instructions"] = machines[row["machine"]]["instructions"]
+        row["instructions"] = known[row["machine"]]["instructions"]
         if row.get("speedup"):
             row["gain"] = "{speedup:.2f} ({speedup_low:.2f} to {speedup_high:.2f})".format(**row)
         if row.get("operation"):

@@ -37,7 +37,8 @@ def quantize(model: onnx.ModelProto, train_images: np.ndarray) -> onnx.ModelProt
             batch = next(self.batches, None)
             return None if batch is None else {INPUT: batch}
 
-    newer = _balance(model, images)
+    newer = onnx.ModelProto.FromString(model.SerializeToString())
+    _balance(newer, images)
     newer.opset_import[0].version, newer.ir_version = OPSET, IR_VERSION
     logger = logging.getLogger()
     level = logger.level
@@ -61,8 +62,8 @@ def quantize(model: onnx.ModelProto, train_images: np.ndarray) -> onnx.ModelProt
         logger.setLevel(level)
 
 
-def _balance(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
-    """The same function, with the channels between two convolutions scaled so that all need the same range.
+def _balance(model: onnx.ModelProto, images: np.ndarray) -> None:
+    """Scale the channels between two convolutions, in place, so that all need the same range.
 
     The activations of all channels share one range. A channel that is small everywhere and has large weights
     in the next convolution, as one has whose batch norm divides by little, loses its digits in it. What is
@@ -93,7 +94,5 @@ def _balance(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
         elif node.op_type not in ("Relu", "MaxPool", "AveragePool", "GlobalAveragePool"):
             before = None
         between = largest.get(node.output[0], between)
-    balanced = onnx.ModelProto.FromString(model.SerializeToString())
-    for tensor in balanced.graph.initializer:
+    for tensor in model.graph.initializer:
         tensor.CopyFrom(numpy_helper.from_array(values[tensor.name], tensor.name))
-    return balanced
