@@ -93,13 +93,15 @@ def main(options: LockstepOptions) -> None:
     everything = "-everything" if options.everything else ""
     devices = [trainer.device_name for trainer in trainers[:2]]
     where = "-".join(["", *devices]).replace(" ", "-") if set(devices) != {"cpu"} else ""
-    run = f"{network.label}-{recipe.name}{everything}-{options.precision}-{steps}{where}"
+    seed = f"-seed{options.seed}" if options.seed else ""
+    dataset = "" if loaded.dataset.name == "mnist" else f"-{loaded.dataset.name}"
+    run = f"{network.label}-{recipe.name}{everything}-{options.precision}-{steps}{seed}{dataset}{where}"
     row = {
         "run": run,
         "network": network.name,
         "recipe": recipe.name,
         "everything": options.everything,
-        "dropout": recipe.dropout,
+        "dropout": recipe.dropout if network.dropouts else 0.0,
         "augmentation": recipe.augments,
         "ema_decay": recipe.ema_decay,
         "precision": options.precision,

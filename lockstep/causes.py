@@ -31,7 +31,6 @@ class Case:
     pair: Pair
     torch: Call
     flax: Call
-    feed: Mapping[int, np.ndarray] | None = None
     local: Local | None = None  # Flax's leaf on PyTorch's input
     expected: Local | None = None  # PyTorch's leaf alone, with gradients
     rerun: Callable[..., Local] | None = None  # with a changed Flax leaf, or changed keyword arguments
@@ -95,7 +94,7 @@ def explain_weights(kind: str, link: Link, expected: np.ndarray, actual: np.ndar
 # --- leaves ------------------------------------------------------------------------------------------------
 
 
-def settings(kind: str, theirs: Any, call: Call) -> Iterator[tuple[str, Any]]:
+def settings(kind: str, theirs: Any) -> Iterator[tuple[str, Any]]:
     """Attributes of a Flax layer and the values that a PyTorch module asks for."""
     get = lambda name, default=None: getattr(theirs, name, default)  # noqa: E731
     if kind in kinds.CONVOLUTIONS:
@@ -158,7 +157,7 @@ def explain_leaf(case: Case) -> str:
 def _explain_by_settings(case: Case) -> str:
     module, kind = case.flax.module, case.pair.kind
     edits: list[tuple[str, Callable[[Any], Any]]] = []
-    for name, value in settings(kind, case.torch.module, case.flax):
+    for name, value in settings(kind, case.torch.module):
         given = case.flax.arguments[1].get(name)
         if given is not None and given != value and case.fits(**{name: value}):
             return f"Flax calls it with {name}={given}; equal with {name}={value}"
@@ -261,7 +260,7 @@ def _explain_by_variants(case: Case) -> str:
 def _unary(case: Case, expected: np.ndarray, actual: np.ndarray) -> str:
     if not case.torch.inputs:
         return ""
-    return explain_between(expected, actual, {"x": case.torch.inputs[0]}, "the layer")
+    return explain_between(expected, actual, {"x": case.torch.inputs[0]})
 
 
 def _explain_gradients(case: Case) -> str:
@@ -418,9 +417,7 @@ def relate(expected: np.ndarray, actual: np.ndarray) -> str:
     return ""
 
 
-def explain_between(
-    expected: np.ndarray, actual: np.ndarray, sources: Mapping[str, np.ndarray], code: str = ""
-) -> str:
+def explain_between(expected: np.ndarray, actual: np.ndarray, sources: Mapping[str, np.ndarray]) -> str:
     """Which expressions of earlier tensors are PyTorch's and Flax's."""
     wanted = {"PyTorch": expected, "Flax": actual}
     found: dict[str, str] = {}

@@ -16,7 +16,7 @@ from lockstep.observe_flax import FlaxSide, is_float, variables
 from lockstep.observe_torch import TorchSide
 from lockstep.pairing import Leaf, Loose, Pair
 from lockstep.result import Row
-from recipe.errors import reason
+from recipe.errors import UserError, reason
 
 EPSILON32 = float(np.finfo(np.float32).eps)
 
@@ -209,7 +209,7 @@ class Layers:
             return observe_flax.replay(call.module, call, feed, given, statistics, edit, **keywords)
 
         def measure(local: Local) -> dict[str, float]:
-            return self._measure_alone(pair, theirs, local, expected, len(feed))
+            return self._measure_alone(pair, theirs, local, expected)
 
         try:
             local = rerun()
@@ -230,7 +230,7 @@ class Layers:
         for what, far in found.items():
             if far > RELATIVE and not row.what:
                 row.what = what
-                case = Case(what, pair, theirs, call, feed, local, expected, rerun, measure)
+                case = Case(what, pair, theirs, call, local, expected, rerun, measure)
                 row.where = describe(what, row, case)
                 row.arrays = {"input": theirs.inputs[0] if theirs.inputs else np.zeros(0)}
                 row.arrays |= {f"torch_{i}": x for i, x in enumerate(theirs.outputs)}
@@ -240,7 +240,7 @@ class Layers:
             row.what, row.where, row.cause = "setting", f"a setting of {both(row)}", setting
 
     def _measure_alone(
-        self, pair: Pair, theirs: Call, local: Local, expected: Local | None, inputs: int
+        self, pair: Pair, theirs: Call, local: Local, expected: Local | None
     ) -> dict[str, float]:
         far = {"output": self._compare_outputs(pair, theirs, local.outputs)[0]}
         moved = [
@@ -347,7 +347,9 @@ class Layers:
         rest = dict(self.flax_record.outputs)
         for seed, (label, expected) in enumerate(self.record.outputs.items()):
             if not rest:
-                break
+                where = "Flax does not return it"
+                self.extra.append(Row(f"(output{label})", "", "", verdict="not compared", where=where))
+                continue
             other = label if label in rest else next(iter(rest))
             actual = rest.pop(other)
             images = any(pair.kind in kinds.CHANNELS_FIRST for pair in self.pairs)
@@ -366,6 +368,14 @@ class Layers:
                 row.arrays = {"torch": expected, "flax": mine}
                 row.cause = self._explain_between(len(self.record.calls), expected, mine)
             self.extra.append(row)
+        for label in rest:
+            where = "PyTorch does not return it"
+            self.extra.append(Row("", f"(output{label})", "", verdict="not compared", where=where))
+
+    @property
+    def has_objective(self) -> bool:
+        """Whether both models have the same objective: losses, or all outputs of both."""
+        return bool(self.losses) or all(row.verdict != "not compared" for row in self.extra)
 
     def _equal_so_far(self) -> bool:
         """Whether no leaf's output differs."""
@@ -394,7 +404,12 @@ class Layers:
         feed = {p.flax: self.record.outputs[p.torch].transpose(p.layout) for p in self.outputs if p.layout}
         leaves, tree = jax.tree.flatten(self.flax.raw_output)
         arrays = observe_flax.labelled(self.flax.raw_output, observe_flax.is_array)
-        places = {label: next(i for i, leaf in enumerate(leaves) if leaf is x) for label, x in arrays.items()}
+        places = {label: i for label, x in arrays.items() for i, leaf in enumerate(leaves) if leaf is x}
+        if len(places) < len(arrays):
+            raise UserError(
+                "the Flax model returns an object that JAX cannot take apart; "
+                "return a tuple, a dictionary or a flax.struct.dataclass"
+            )
 
         def value(given: dict[str, Any]) -> Any:
             filled = list(leaves)
@@ -450,7 +465,8 @@ class Layers:
                     if (c.path, c.number) == (self.by_torch[call.path].flax.path, call.number)
                 )
                 row.cause = causes.explain_gradient(call, mine)
-                row.arrays = {"torch": call.gradients[0], "flax": mine.gradients[0]}  # pyright: ignore
+                arrays = {"torch": call.gradients[0], "flax": mine.gradients[0]}  # None: detached
+                row.arrays = {side: array for side, array in arrays.items() if array is not None}
             if row.what:
                 break
             previous = row.name

@@ -81,7 +81,7 @@ def compare(
         forward_equal = _runs_equal(layers)
         if forward_equal and backward:
             layers.loss()
-            if _first(layers) is None:
+            if _first(layers) is None and layers.has_objective:
                 layers.gradients()
         elif not forward_equal and _first(layers) is None:
             _blame_first(layers)
@@ -316,6 +316,8 @@ def _notes(layers: Layers) -> list[str]:
     renamed = [out for out in layers.outputs if kinds.plain(out.torch) != kinds.plain(out.flax)]
     for out in renamed:
         notes.append(f"PyTorch's output{out.torch} was compared with Flax's output{out.flax}, by their order")
+    if not layers.has_objective:
+        notes.append("gradients of the whole models were not compared: give losses of what both return")
     jitted = [path for path, module in layers.flax.modules().items() if _is_jitted(module)]
     if jitted:
         notes.append(f"opaque because of nnx.jit, so it was taken off for the comparison: {_some(jitted)}")
@@ -366,6 +368,7 @@ def _compare_float32(
 ) -> None:
     """Fill `Row.float32` and `Row.noise`."""
     inputs, given = layers.inputs, layers.flax_inputs
+    backward = backward and layers.has_objective
     run = {"loss": loss and loss[0], "backward": backward, "keep": False}
     side, nudged = TorchSide(torch_model, "float32"), TorchSide(torch_model, "float32")
     nudged.nudge()

@@ -46,7 +46,6 @@ class Recording:
     outputs: dict[str, np.ndarray]
     objective: float = 0.0  # the loss, or the inner product of the outputs with fixed random numbers
     gradients: dict[Any, np.ndarray] = field(default_factory=dict)  # by parameter
-    inputs: list[np.ndarray | None] = field(default_factory=list)  # gradients by the model's inputs
     output_gradients: dict[str, np.ndarray] = field(default_factory=dict)  # by the model's outputs
     stopped: str = ""  # why the forward pass ended early
 

@@ -238,7 +238,7 @@ class FlaxSide:
     def gradients(
         self, args: Sequence, kwargs: dict, objective: Callable[[Any], Any], calls: Sequence[Call]
     ) -> Recording:
-        """The whole model's gradients by parameters, inputs and every leaf's outputs.
+        """The whole model's gradients by parameters and by every leaf's outputs.
 
         Args:
             args: of the model.
@@ -250,14 +250,13 @@ class FlaxSide:
             UserError: the objective fails.
         """
         graph, params, rest = nnx.split(self.model, nnx.Param, ...)
-        leaves, tree = jax.tree.flatten(self.to_arrays((tuple(args), kwargs)))
-        floats = [index for index, leaf in enumerate(leaves) if is_float(leaf)]
+        args, kwargs = self.to_arrays((tuple(args), kwargs))
         shifts = [
             [jnp.zeros(x.shape, self.precision) if is_float(x) else None for x in call.outputs]
             for call in calls
         ]
 
-        def forward(params: Any, inputs: list, shifts: list) -> Any:
+        def forward(params: Any, shifts: list) -> Any:
             remaining = iter(shifts)
 
             def shift(call: Call, output: Any) -> Any:  # the gradient by a zero that is added
@@ -268,15 +267,11 @@ class FlaxSide:
                 return jax.tree.map(lambda x: shifted.get(id(x), x), output)
 
             model = nnx.merge(graph, params, rest, copy=True)
-            filled = list(leaves)
-            for index, value in zip(floats, inputs, strict=True):
-                filled[index] = value
             with self._watch(model, shift):
-                model_args, model_kwargs = jax.tree.unflatten(tree, filled)
-                return _scalar(objective, model(*model_args, **model_kwargs))
+                return _scalar(objective, model(*args, **kwargs))
 
         try:
-            value, pull = jax.vjp(forward, params, [leaves[index] for index in floats], shifts)
+            value, pull = jax.vjp(forward, params, shifts)
         except UserError:
             raise
         except Exception as error:
@@ -284,7 +279,7 @@ class FlaxSide:
                 f"the Flax model has no gradient: {explain(error)}; "
                 "use jax.numpy in it, or compare without backward"
             ) from error
-        by_params, by_inputs, by_shifts = pull(jnp.ones_like(value))
+        by_params, by_shifts = pull(jnp.ones_like(value))
         found = [
             Call(
                 call.path,
@@ -297,10 +292,7 @@ class FlaxSide:
             )
             for call, by in zip(calls, by_shifts, strict=True)
         ]
-        by_leaf: list[np.ndarray | None] = [None] * len(leaves)
-        for index, gradient in zip(floats, by_inputs, strict=True):
-            by_leaf[index] = to_numpy(gradient)
-        return Recording(found, {}, float(value), by_path(by_params), by_leaf)
+        return Recording(found, {}, float(value), by_path(by_params))
 
 
 def by_path(state: Any) -> dict[Path, np.ndarray]:

@@ -118,7 +118,6 @@ class TorchSide:
             keep: whether the calls' arguments are kept for `replay`.
         """
         args, kwargs = self.to_tensors((tuple(args), kwargs), gradient=backward)
-        leaves = [x for x in _pytree.tree_leaves((args, kwargs)) if is_tensor(x)]
         # A model may change its input in place, which PyTorch does not allow for a leaf of the graph.
         args, kwargs = _pytree.tree_map(lambda x: x.clone() if is_tensor(x) else x, (args, kwargs))
         self.model.zero_grad(set_to_none=True)
@@ -150,7 +149,6 @@ class TorchSide:
                 for name, parameter in self.model.named_parameters()
                 if parameter.grad is not None
             }
-            recording.inputs = [None if x.grad is None else to_numpy(x.grad) for x in leaves]
         recording.objective = float(objective.detach())
         return recording
 

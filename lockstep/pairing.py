@@ -22,7 +22,6 @@ class Leaf:
     module: Any
     call: Call  # the first
     tensors: Mapping[Any, Any]  # parameters and statistics: of PyTorch by name, of Flax by path
-    calls: int = 1
 
 
 @dataclass
@@ -43,9 +42,7 @@ def leaves_of(calls: Sequence[Call], tensors: Any) -> list[Leaf]:
     """The leaves in the order of their first calls; ``tensors`` gives a module's."""
     found: dict[str, Leaf] = {}
     for call in calls:
-        if call.path in found:
-            found[call.path].calls += 1
-        else:
+        if call.path not in found:
             own = tensors(call.module)  # as they are after the pass; statistics as they were before it
             own |= {name: before for name, before in call.statistics.items() if name in own}
             found[call.path] = Leaf(call.path, call.kind, call.module, call, own)

@@ -19,6 +19,7 @@ from recipe.errors import UserError, reason
 
 RELATIVE = 1e-9  # what rounding may grow to in a few steps
 MOMENTA = {"mu": "exp_avg", "nu": "exp_avg_sq", "trace": "momentum_buffer"}  # Optax, PyTorch
+KNOWN = ("SGD", "Adam", "AdamW")  # the optimizers that `Rule` describes
 MAX_EXPLAINED = 8  # tensors on which an optimizer's settings are tried
 
 Tensors = dict[Any, np.ndarray]
@@ -64,11 +65,17 @@ def compare_steps(layers: Layers, torch_model: Any, optimizers: tuple[Any, Any],
         )
         trace.gradients.append(record.gradients)
         trace.rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
+        try:
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+        except TypeError as error:  # LBFGS wants a closure, ReduceLROnPlateau a loss
+            raise UserError(f"optimizers: PyTorch's cannot take a step alone: {reason(error)}") from error
         if not row.what:  # after the first difference PyTorch goes on, so that causes can be told apart
-            state = step_flax(state)
+            try:
+                state = step_flax(state)
+            except TypeError as error:  # some transformations want the loss
+                raise UserError(f"optimizers: Optax's cannot take a step alone: {reason(error)}") from error
             far, what, name = _compare_states(table, side, optimizer, state)
             row.output = max(row.output or 0.0, far)
             if far > RELATIVE:
@@ -212,16 +219,14 @@ class Rule:
     dampening: float = 0.0
     nesterov: bool = False
     clip: float = 0.0  # of the gradients' joint norm
-    factor: float = 1.0  # of the gradients
 
     def run(self, start: np.ndarray, gradients: list[np.ndarray], norms: list[float]) -> np.ndarray:
         """The parameter after the steps; ``norms`` are the joint norms of all gradients."""
         p, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
         for t, (g, norm) in enumerate(zip(gradients, norms, strict=True), start=1):
             rate = self.rates[t - 1]
-            g = g * self.factor
-            if self.clip and norm * self.factor > self.clip:
-                g = g * self.clip / (norm * self.factor)
+            if self.clip and norm > self.clip:
+                g = g * self.clip / norm
             decay = self.decay if self.decay_vectors or p.ndim > 1 else 0.0
             if not self.decoupled:
                 g = g + decay * p
@@ -246,6 +251,8 @@ class Rule:
 
 def explain_optimizer(trace: Trace, table: list, transform: Any, layers: Layers) -> str:
     """The setting of PyTorch's rule that gives what Optax makes of PyTorch's own gradients; empty if none."""
+    if trace.optimizer not in KNOWN or trace.group.get("amsgrad") or trace.group.get("maximize"):
+        return ""
     flax = _replay(trace, table, transform, layers)
     names = [n for n in flax if all(n in step for step in trace.gradients)]
     matrices = [n for n in names if trace.start[n].ndim > 1][: MAX_EXPLAINED // 2]
@@ -319,7 +326,7 @@ def _rule_of(trace: Trace) -> Rule:
         decoupled="AdamW" in trace.optimizer or bool(group.get("decoupled_weight_decay")),
         momentum=group.get("momentum", 0.0),
         dampening=group.get("dampening", 0.0),
-        nesterov=bool(group.get("nesterov")) or trace.optimizer == "NAdam",
+        nesterov=bool(group.get("nesterov")),
     )
 
 

@@ -147,8 +147,7 @@ def _reshaped(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[
             last.reshape(shape),
         )
         if array.ndim == 4 and len(shape) == 3:
-            rows = array.transpose(0, 3, 2, 1).reshape(shape) if array.size == math.prod(shape) else array
-            yield f"{name} flattened column by column", rows
+            yield f"{name} flattened column by column", array.transpose(0, 3, 2, 1).reshape(shape)
     if array.ndim > 2 and len(shape) == 2 and shape == array.shape[:2]:
         yield f"the mean of {name} over space", array.mean(spatial)
         yield f"the maximum of {name} over space", array.max(spatial)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import linen, nnx
@@ -223,6 +224,35 @@ def test_outputs_paired_by_order_and_unused_parameters_of_flax_are_noted():
     assert any("spare/kernel" in note for note in result.notes), result.notes
 
 
+@pytest.mark.parametrize("alone", ["PyTorch", "Flax"])
+def test_an_output_that_one_side_lacks_is_listed(alone):
+    """Without losses of what both return, the gradients of the whole models are of different objectives."""
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            hidden = torch.relu(self.first(x))
+            return (self.last(hidden), hidden) if alone == "PyTorch" else self.last(hidden)
+
+    class Port(Dense):
+        def __call__(self, x):
+            hidden = nnx.relu(self.first(x))
+            return self.last(hidden) if alone == "PyTorch" else (self.last(hidden), hidden)
+
+    result = compare(Both(), Port(nnx.Rngs(0)), float32=True)
+    assert result.equal, str(result)
+    (row,) = [row for row in result.rows if row.verdict == "not compared"]
+    assert row.name == "(output[1])"
+    assert any("give losses of what both return" in note for note in result.notes)
+    first = (lambda output: output[0].sum(), lambda output: output.sum())
+    loss = first if alone == "PyTorch" else (lambda output: output.sum(), lambda output: output[0].sum())
+    result = compare(Both(), Port(nnx.Rngs(0)), loss=loss)
+    assert result.equal and not any("give losses" in note for note in result.notes), str(result)
+
+
 def test_unused_parameters_are_named():
     class Spare(nn.Module):
         def __init__(self):
@@ -235,6 +265,32 @@ def test_unused_parameters_are_named():
     result = compare(Spare(), Dense(nnx.Rngs(0)))
     assert result.equal, str(result)
     assert any("unused" in note and "spare.weight" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("torch_optimizer", "transform"),
+    [(torch.optim.RMSprop, optax.sgd(1e-3)), (torch.optim.NAdam, optax.adam(1e-3))],
+)
+def test_no_cause_is_named_for_an_optimizer_whose_rule_is_not_known(torch_optimizer, transform):
+    made = (lambda parameters: torch_optimizer(parameters, lr=1e-3), transform)
+    result = compare(torch_dense(), Dense(nnx.Rngs(0)), optimizers=made)
+    assert result.first is not None
+    assert (result.first.what, result.first.cause) == ("parameter", ""), str(result)
+
+
+def test_a_detached_output_has_no_array(tmp_path):
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.first(x).detach()))
+
+    result = compare(Detached(), Dense(nnx.Rngs(0)))
+    assert result.first is not None and "detach" in result.first.cause, str(result)
+    result.save_arrays(tmp_path / "first.npz")
+    assert "flax" in np.load(tmp_path / "first.npz").files
 
 
 def test_rounding_in_float32_is_measured_against_the_noise_floor():
@@ -272,7 +328,7 @@ class Silent(nn.Module):
 
 class NumPy(Dense):
     def __call__(self, x):
-        return super().__call__(np.asarray(x))
+        return self.last(np.asarray(nnx.relu(self.first(x))))
 
 
 @pytest.mark.parametrize(
@@ -315,6 +371,13 @@ class NumPy(Dense):
             X,
             {"optimizers": (1, 2)},
             "Flax's must be an Optax|PyTorch's must",
+        ),
+        (
+            torch_dense(),
+            Dense(nnx.Rngs(0)),
+            X,
+            {"optimizers": (torch.optim.LBFGS, optax.sgd(1e-3))},
+            "PyTorch's cannot take a step alone: .*closure",
         ),
     ],
 )
