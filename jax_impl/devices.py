@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from recipe import report
-from recipe.errors import UserError
+from recipe.errors import UserError, reason
 from recipe.options import TrainOptions
 from recipe.plan import Plan
 from recipe.run import Framework, train
@@ -88,10 +88,21 @@ def run(options: TrainOptions, framework: Framework) -> None:
     devices = options.devices or 1
     if several := "JAX_COORDINATOR_ADDRESS" in os.environ:
         processes, process = (_read_number(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        if devices % (processes or 1):
+            raise UserError(
+                f"--devices {devices} is no multiple of JAX_NUM_PROCESSES={processes}; "
+                "give the number on all machines together"
+            )
         jax.config.update("jax_num_cpu_devices", devices // processes if processes else 1)
-        jax.distributed.initialize(
-            num_processes=processes, process_id=process, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-        )
+        try:
+            jax.distributed.initialize(
+                num_processes=processes, process_id=process, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+            )
+        except (ValueError, IndexError) as error:  # a number is missing, or the address has no port
+            raise UserError(
+                f"JAX_COORDINATOR_ADDRESS is set, but JAX says: {reason(error).rstrip('.')}; "
+                "docs/lockstep.md has the variables"
+            ) from None
     elif devices > 1:
         jax.config.update("jax_num_cpu_devices", devices)
     if devices > 1:

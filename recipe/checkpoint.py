@@ -3,9 +3,9 @@
 A safetensors file. Tensors: every parameter and running statistic by its canonical name (kernels OIHW,
 running variances unbiased, as PyTorch keeps them), the momentum of each parameter as ``momentum/NAME``, the
 averaged parameters and statistics as ``average/NAME`` where the recipe has EMA, and ``losses``, float64,
-the training loss of every step so far. Metadata: ``lockstep``, JSON with the step, the run's config and one
-object per epoch so far; ``sha256``, over everything else. A run's whole state is in this one file, so that
-one atomic write moves a run from one epoch to the next.
+the training loss of every step so far, or of none in a published model. Metadata: ``lockstep``, JSON with
+the step, the run's config and one object per epoch so far; ``sha256``, over everything else. A run's whole
+state is in this one file, so that one atomic write moves a run from one epoch to the next.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class Checkpoint:
 
     step: int
     tensors: Tensors  # parameters, statistics, momentum/..., average/...; all float32 or all float64
-    losses: np.ndarray  # float64 (step,)
+    losses: np.ndarray  # float64 (step,); of a published model (0,)
     metrics: list[dict[str, Any]]  # one per epoch
     config: dict[str, Any]  # as in config.json
 
@@ -184,7 +184,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         shapes != expected
         or dtypes not in ({"float32"}, {"float64"})
         or type(step) is not int
-        or (losses.shape, losses.dtype) != ((step,), np.float64)
+        or losses.shape not in ((step,), (0,))
+        or losses.dtype != np.float64
         or not _are_metrics(metrics, step)
         or not _is_config(config)
     ):

@@ -181,7 +181,7 @@ def build_network(name: str, operations: list[Operation]) -> Network:
             if (owner, bare, channels) not in [(o.name, o.operation, o.in_shape[0]) for o in layers]:
                 raise ValueError(
                     f"{name}: {layer.name} cannot have the weights of {owner}: that takes the same "
-                    "channels, input channels and kernel"
+                    "channels, input channels, kernel and bias"
                 )
         layers.append(layer)
         shape = out

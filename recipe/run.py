@@ -17,7 +17,7 @@ from recipe.checkpoint import Checkpoint, Tensors, initial_tensors, load_checkpo
 from recipe.data import Split
 from recipe.errors import UserError
 from recipe.folder import RunFolder, is_own, open_folder
-from recipe.networks import Network
+from recipe.networks import Network, Norm
 from recipe.options import TrainOptions
 from recipe.plan import Plan, make_plans, steps_per_epoch
 from recipe.recipes import Recipe
@@ -86,6 +86,21 @@ class Run:
         """Full batches in one epoch."""
         return steps_per_epoch(self.settings.recipe, len(self.split.train_images))
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """What to go on from: the run's own checkpoint or, until that is there, the one it resumed."""
+        own = self.out / checkpoints.FILE_NAME
+        return own if own.exists() else self.resume
+
+    @property
+    def kept(self) -> str:
+        """What is kept if the run ends, in words."""
+        path = self.checkpoint
+        if path is None:
+            return "kept: nothing, in the first epoch"
+        run = path.parent if path.name == checkpoints.FILE_NAME else path
+        return f"kept: {path}; go on with --resume {run}"
+
     def plans(self) -> Iterator[Plan]:
         """The plans from the run's first step, or from where it goes on, to its last."""
         settings, first = self.settings, self.start.step if self.start else 0
@@ -126,7 +141,7 @@ def train(options: TrainOptions, framework: Framework, follow: bool = False) -> 
         "device": trainer.device_name,
         "threads": trainer.threads,
     }
-    with open_folder(run.out, run.resume) as folder, _report_interruption(folder):
+    with open_folder(run.out, run.resume) as folder, _report_interruption(run, folder):
         if run.start and run.resume and load_checkpoint(run.resume).step != run.start.step:
             raise UserError(f"another run has just gone on from {run.resume}; start again")
         folder.save_config(config)
@@ -167,6 +182,9 @@ def prepare(options: TrainOptions, framework: Framework) -> Run:
             f"--devices {options.devices} does not divide the batch of {recipe.batch} images; "
             "choose another number, or a --batch that it divides"
         )
+    maps = {layer.out_shape[1:] for layer in settings.network.layers if isinstance(layer.operation, Norm)}
+    if recipe.batch == 1 and (1, 1) in maps:
+        raise UserError("--batch 1 gives a batch norm one number a channel, which has no variance; give more")
     total = per_epoch * recipe.epochs
     if total > MAX_STEPS:
         raise UserError(
@@ -189,6 +207,10 @@ def _check_start(start: Checkpoint, name: str, loaded: data.Loaded) -> None:
     theirs, ours = start.config["data"]["fingerprint"], loaded.dataset.fingerprint
     if theirs != ours:
         raise UserError(f"{name} was trained on other images: fingerprint {shorten(theirs)}, here {ours}")
+    if len(start.losses) != start.step:
+        raise UserError(
+            f"{name} lacks the losses of its steps: it is a model to use, not a run to go on with"
+        )
     if not start.has_whole_metrics():
         raise UserError(f"{name} lacks the metrics of its epochs; use another checkpoint")
 
@@ -240,7 +262,7 @@ def _train_epochs(
             if first:
                 compile_seconds = compiled - began
             seconds = time.perf_counter() - began - first * compile_seconds
-            _check_finite(losses, plan, state, folder)
+            _check_finite(losses, plan, state.step, run)
             val_loss, val_accuracy = trainer.evaluate()
             step = state.step + plan.steps
             entry = {
@@ -293,7 +315,7 @@ def _show_summary(run: Run, state: Checkpoint, compile_seconds: float) -> None:
 
 
 @contextmanager
-def _report_interruption(folder: RunFolder) -> Iterator[None]:
+def _report_interruption(run: Run, folder: RunFolder) -> Iterator[None]:
     """If Ctrl-C ends a run, complete its folder from the checkpoint and say what was kept.
 
     If the run loses a device, say so at once: torchrun then tells this process to end, too.
@@ -302,33 +324,27 @@ def _report_interruption(folder: RunFolder) -> Iterator[None]:
         try:
             yield
         except ConnectionError:
-            kept = f"kept: {folder.checkpoint}; go on with --resume {folder.path}"
             raise UserError(
-                "another process of this run has ended, and the run with it; "
-                + (kept if folder.checkpoint.exists() else "kept: nothing, in the first epoch")
+                f"another process of this run has ended, and the run with it; {run.kept}"
             ) from None
     except KeyboardInterrupt:
-        if not folder.checkpoint.exists():
-            report.show_notice("interrupted; kept: nothing, in the first epoch")
-            raise
-        state = load_checkpoint(folder.checkpoint)  # a save may have been under way
-        folder.complete(state)
-        report.show_notice(
-            f"interrupted; kept: {folder.checkpoint} at step {state.step}; go on with --resume {folder.path}"
-        )
+        if run.checkpoint == folder.checkpoint:  # a save may have been under way
+            folder.complete(load_checkpoint(folder.checkpoint))
+        report.show_notice(f"interrupted; {run.kept}")
         raise
 
 
-def _check_finite(losses: np.ndarray, plan: Plan, state: Checkpoint, folder: RunFolder) -> None:
+def _check_finite(losses: np.ndarray, plan: Plan, first: int, run: Run) -> None:
+    """Refuse a loss that is not finite; ``first`` is the number of the plan's first step."""
     bad = np.flatnonzero(~np.isfinite(losses))
     if len(bad):
         kept = (
-            f"the last good checkpoint is {folder.checkpoint} (step {state.step})"
-            if state.step
+            f"the last good checkpoint is {run.checkpoint} (step {first})"
+            if run.checkpoint
             else "there is no checkpoint yet"
         )
         raise UserError(
-            f"the loss is {losses[bad[0]]} at step {state.step + bad[0]}, learning rate "
+            f"the loss is {losses[bad[0]]} at step {first + bad[0]}, learning rate "
             f"{plan.lr[bad[0]]:g}; {kept}; use another recipe, batch or seed"
         )
 

@@ -132,6 +132,7 @@ def test_auto_falls_back_to_the_digits_and_says_so(tmp_path, monkeypatch, capsys
         ({"epochs": 1001}, "--epochs 1001 is out of range"),
         ({"batch": 0}, "--batch 0 is out of range; give 1 to 10000"),
         ({"batch": 9999}, "--batch 9999 is more than the 1437 training images"),
+        ({"batch": 1, "network": "8 pool average 16x1 10x1"}, "--batch 1 gives a batch norm one number"),
         ({"seed": -1}, "--seed -1"),
         ({"seed": 2**63}, "--seed 9223372036854775808 is out of range"),
         ({"max_steps": 0}, "--max-steps 0"),
@@ -180,7 +181,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(epochs, words, tmp_path):
     assert load_checkpoint(path).step == PER_EPOCH if epochs else not path.exists()
 
 
-@pytest.mark.parametrize(("epochs", "kept"), [(0, "kept: nothing, in the first epoch"), (2, "at step 22")])
+@pytest.mark.parametrize(("epochs", "kept"), [(0, "kept: nothing, in the first epoch"), (2, "kept: ")])
 def test_an_interruption_keeps_the_last_epoch(epochs, kept, tmp_path, capsys):
     calls = []
 
@@ -193,10 +194,25 @@ def test_an_interruption_keeps_the_last_epoch(epochs, kept, tmp_path, capsys):
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", Interrupted)
-    assert f"interrupted; {'' if epochs else kept}" in capsys.readouterr().out
+    assert f"interrupted; {kept}" in capsys.readouterr().out.replace("\n", "")
     assert (tmp_path / "run" / "curves.png").exists() == (epochs > 0)
     resume = tmp_path / "run" if epochs else None
     assert load_checkpoint(train(tmp_path / "run", resume=resume)).step == 3 * PER_EPOCH
+
+
+@pytest.mark.parametrize("ending", ["interruption", "loss"])
+def test_a_run_that_resumed_another_names_that_one_until_it_has_its_own(ending, tmp_path, capsys):
+    class Ending(fake.Trainer):
+        def train(self, plan, advance):
+            if ending == "interruption":
+                raise KeyboardInterrupt
+            return np.full(plan.steps, np.nan), np.zeros(plan.steps)
+
+    first = train(tmp_path / "first", max_steps=PER_EPOCH)
+    with pytest.raises((KeyboardInterrupt, UserError)) as end:
+        train(tmp_path / "second", Ending, resume=first)
+    text = (capsys.readouterr().out + str(end.value)).replace("\n", "")
+    assert f"kept: {first}; go on with --resume {first.parent}" in text or f"is {first} (step 11)" in text
 
 
 def test_an_interruption_between_two_files_leaves_them_of_one_epoch(tmp_path, monkeypatch, capsys):
@@ -210,7 +226,7 @@ def test_an_interruption_between_two_files_leaves_them_of_one_epoch(tmp_path, mo
     monkeypatch.setattr("recipe.folder.write_atomically", interrupting)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run")
-    assert "at step 22" in capsys.readouterr().out
+    assert "interrupted; kept: " in capsys.readouterr().out
     assert len(np.load(tmp_path / "run" / "losses.npy")) == 2 * PER_EPOCH
     assert load_checkpoint(tmp_path / "run" / FILE_NAME).step == 2 * PER_EPOCH
 

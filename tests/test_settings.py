@@ -202,6 +202,13 @@ def test_a_long_value_in_a_checkpoint_is_cut_in_the_message(folder):
             go_on(change(folder, precision=length * "x"))
 
 
+def test_a_model_without_the_losses_of_its_steps_is_no_run_to_go_on_with(folder):
+    checkpoint = load_checkpoint(folder / FILE_NAME)
+    save_checkpoint(folder / FILE_NAME, dataclasses.replace(checkpoint, losses=np.empty(0)))
+    with pytest.raises(UserError, match="lacks the losses of its steps: it is a model to use"):
+        go_on(folder)
+
+
 def test_a_checkpoint_without_the_metrics_of_its_epochs_is_refused(folder):
     checkpoint = load_checkpoint(folder / FILE_NAME)
     assert checkpoint.metrics[0].pop("val_loss") > 0

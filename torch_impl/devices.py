@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 from recipe.errors import UserError
 from recipe.options import TrainOptions
 from recipe.record import count_cores
-from recipe.run import Framework, prepare, train
+from recipe.run import Framework, Run, prepare, train
 
 
 def count() -> int:
@@ -77,8 +77,9 @@ def run(options: TrainOptions, framework: Framework) -> None:
         if options.devices in (None, 1):
             train(options, framework)
         else:
-            prepare(options, framework)  # so that a mistake is told once, and at once
-            _launch(options.devices)
+            ready = prepare(options, framework)  # so that a mistake is told once, and at once
+            _check_gpus(options.devices, options.device)
+            _launch(options.devices, ready)
         return
     processes = int(os.environ["WORLD_SIZE"])
     if options.devices not in (None, processes):
@@ -98,7 +99,13 @@ def run(options: TrainOptions, framework: Framework) -> None:
     distributed.destroy_process_group()  # not after a failure, when it might wait for what is gone
 
 
-def _launch(devices: int) -> None:
+def _check_gpus(devices: int, device: str) -> None:
+    gpus = torch.cuda.device_count()
+    if device != "cpu" and gpus < devices and (gpus or device == "cuda"):
+        raise UserError(f"--devices {devices}: PyTorch sees {gpus} GPUs here; give fewer, or --device cpu")
+
+
+def _launch(devices: int, ready: Run) -> None:
     """Run this program once for each device and wait. If one process fails, all end; the first says why."""
     from torch.distributed.elastic.multiprocessing.api import SignalException  # here: they take a second
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -114,7 +121,7 @@ def _launch(devices: int) -> None:
     except ChildFailedError as error:
         first = error.failures.get(0)
         if first is None or not 0 <= first.exitcode < 128:  # a signal, perhaps the launcher's, was faster
-            raise UserError("a process of this run was killed; go on with --resume RUN") from None
+            raise UserError(f"a process of this run was killed, and the run ended; {ready.kept}") from None
         sys.exit(2)  # the first process has said why
     except SignalException as end:
         sys.exit(128 + end.sigval)

@@ -157,7 +157,6 @@ class Trainer:
 
     def __init__(self, network: Network, recipe: Recipe, split: Split, device: str, precision: str):
         configure(precision)
-        self.network, self.recipe = network, recipe
         self.device = select_device(device)
         on_gpu = self.device.type == "cuda"
         self.device_name = torch.cuda.get_device_name(self.device) if on_gpu else "cpu"
