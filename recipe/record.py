@@ -50,7 +50,7 @@ def add_rows(name: str, rows: Iterable[Row], packages: Iterable[str], publish: b
 
     Args:
         name: of the file, without its ending.
-        rows: what was measured, flat; each is completed with `provenance`.
+        rows: what was measured, flat; each is completed with its `origin`.
         packages: the installed packages that took part.
         publish: to ``results/`` of the checkout instead of ``runs/bench/``.
 
@@ -58,8 +58,8 @@ def add_rows(name: str, rows: Iterable[Row], packages: Iterable[str], publish: b
         UserError: it cannot be written.
     """
     folder = RESULTS if publish else BENCH
-    origin = provenance(packages) | {"machine": _machine_key(folder / MACHINES)}
-    lines = "".join(json.dumps(origin | row) + "\n" for row in rows)
+    about = origin(packages, folder)
+    lines = "".join(json.dumps(about | row) + "\n" for row in rows)
     path = folder / f"{name}.jsonl"
     try:
         with path.open("a") as file:  # one short write, so two processes may append
@@ -87,6 +87,11 @@ def read_rows(name: str, folder: Path = RESULTS, **where: Any) -> list[Row]:
         if all(row.get(key) == value for key, value in where.items()):
             rows.append(row)
     return rows
+
+
+def origin(packages: Iterable[str], folder: Path = RESULTS) -> Row:
+    """`provenance`, and this machine's name in a folder's list of machines, to which it is added."""
+    return provenance(packages) | {"machine": _machine_key(folder / MACHINES)}
 
 
 def provenance(packages: Iterable[str]) -> Row:
@@ -137,9 +142,13 @@ def git_commit() -> str | None:
 
 def _git(*arguments: str) -> str | None:
     """What a git command says about the checkout this file is in; None if it fails."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return _output_of("git", "-C", str(Path(__file__).parent), *arguments)
+
+
+def _output_of(*words: str) -> str | None:
+    """What a program prints; None if it is missing, fails or takes more than ten seconds."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        answer = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
@@ -183,12 +192,8 @@ def _cpuinfo(key: str) -> str | None:
 
 def _gpu() -> str | None:
     """The GPUs that the NVIDIA driver names; None without a driver."""
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return ", ".join(answer.stdout.split("\n")).strip(", ") or None
+    names = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    return ", ".join(names.splitlines()) if names else None
 
 
 def _machine_key(path: Path) -> str:
