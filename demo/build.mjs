@@ -4,7 +4,7 @@
 //
 // A bundler would have nothing to do: browsers load modules, and ONNX Runtime comes as one.
 
-import { cpSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -20,23 +20,29 @@ function fail(message) {
   process.exit(2);
 }
 
-const { values: options } = parseArgs({
-  options: {
-    models: { type: "string", default: join(HERE, "..", "models") },
-    out: { type: "string", default: join(HERE, "dist") },
-  },
-});
+function readOptions() {
+  const folder = (path) => ({ type: "string", default: path });
+  try {
+    return parseArgs({ options: { models: folder(join(HERE, "..", "models")), out: folder(join(HERE, "dist")) } }).values;
+  } catch (error) {
+    return fail(error.message.split("\n")[0]);
+  }
+}
+
+const options = readOptions();
 if (!existsSync(RUNTIME)) fail("onnxruntime-web is not installed; run npm ci in demo/");
 const list = join(options.models, "models.json");
 if (!existsSync(list)) fail(`there is no ${list}, the list of the models`);
+const folders = JSON.parse(readFileSync(list, "utf8")).models.map(({ folder }) => folder);
+const files = ["models.json", ...folders.flatMap((folder) => MODEL_FILES.map((file) => join(folder, file)))];
+const missing = files.find((file) => !existsSync(join(options.models, file)));
+if (missing) fail(`there is no ${join(options.models, missing)}`);
+const isEmpty = (path) => !existsSync(path) || (statSync(path).isDirectory() && !readdirSync(path).length);
+if (!isEmpty(options.out) && !existsSync(join(options.out, "runtime"))) {
+  fail(`${options.out} is not this page and not empty; give another folder with --out`);
+}
 
 rmSync(options.out, { recursive: true, force: true });
 cpSync(join(HERE, "src"), options.out, { recursive: true });
 for (const file of RUNTIME_FILES) cpSync(join(RUNTIME, "dist", file), join(options.out, "runtime", file));
-mkdirSync(join(options.out, "models"));
-cpSync(list, join(options.out, "models", "models.json"));
-for (const { folder } of JSON.parse(readFileSync(list, "utf8")).models) {
-  for (const file of MODEL_FILES) {
-    cpSync(join(options.models, folder, file), join(options.out, "models", folder, file));
-  }
-}
+for (const file of files) cpSync(join(options.models, file), join(options.out, "models", file));

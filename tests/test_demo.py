@@ -125,19 +125,33 @@ def test_preparation_without_a_browser():
     assert answer.returncode == 0, answer.stdout
 
 
-@pytest.mark.parametrize("missing", ["models", "runtime"])
-def test_a_build_that_lacks_something_says_so(missing, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "run npm ci"),
+        (["--models", "none"], "models.json, the list"),
+        (["--models", "models"], "a/model.onnx"),
+        (["--models", "empty", "--out", "models"], "is not this page and not empty"),
+        (["--models", "empty", "--out", "build.mjs"], "is not this page and not empty"),
+        (["--modles", "models"], "--modles"),
+    ],
+)
+def test_a_build_that_cannot_be_says_so(arguments, message, tmp_path):
+    """And deletes nothing."""
     if shutil.which("node") is None:
         pytest.skip("no node")
-    folder = tmp_path / "demo"
-    shutil.copytree(DEMO / "src", folder / "src")
-    shutil.copy(DEMO / "build.mjs", folder)
-    if missing == "models":
-        (folder / "node_modules" / "onnxruntime-web").mkdir(parents=True)
-    answer = subprocess.run(["node", "build.mjs"], cwd=folder, capture_output=True, text=True, check=False)
-    assert answer.returncode == 2
-    assert len(answer.stderr.splitlines()) == 1
-    assert ("npm ci" if missing == "runtime" else "models.json") in answer.stderr
+    shutil.copy(DEMO / "build.mjs", tmp_path)
+    if arguments:
+        (tmp_path / "node_modules" / "onnxruntime-web").mkdir(parents=True)
+    for name, entries in (("models", [{"folder": "a"}]), ("empty", [])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "models.json").write_text(json.dumps({"models": entries}))
+    before = sorted(tmp_path.rglob("*"))
+    command = ["node", "build.mjs", *arguments]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (answer.returncode, len(answer.stderr.splitlines())) == (2, 1)
+    assert message in answer.stderr
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_strokes_are_the_middle_lines():
@@ -218,6 +232,25 @@ def test_examples_in_every_network_and_without_a_server(open_page):
     assert visit.faults == []
 
 
+def test_a_network_that_cannot_be_loaded(open_page):
+    """The page says so, goes on with the one it has, and tries again when it is asked to."""
+    visit = open_page(**DESK)
+    select, message = visit.page.locator("#network"), visit.page.locator("#message")
+    first, other = ENTRIES[0]["network"], ENTRIES[-1]["network"]
+    visit.page.context.set_offline(True)
+    select.select_option(other)
+    visit.page.wait_for_function("() => document.getElementById('message').textContent")
+    assert "The server does not answer" in (message.text_content() or "")
+    assert select.input_value() == first
+    visit.page.context.set_offline(False)
+    select.select_option(other)
+    visit.page.wait_for_function("() => !document.getElementById('message').textContent")
+    click_example(visit, 4)
+    assert set(shown(visit)) == {"4"}
+    assert select.input_value() == other
+    visit.page.context.close()
+
+
 def test_drawings_by_mouse(visit, strokes, mnist, rng):
     """Half a dozen, with every pen: what the page shows is what its models say of what it prepared."""
     right = 0
@@ -293,7 +326,9 @@ def test_drawing_by_keyboard(visit):
     page.locator("#canvas").focus()
     for _ in range(9):
         page.keyboard.press("ArrowUp")
-    page.keyboard.press("Space")
+    for _ in range(3):  # held down
+        page.keyboard.down("Space")
+    page.keyboard.up("Space")
     for _ in range(18):
         page.keyboard.press("ArrowDown")
     page.keyboard.press("Space")

@@ -121,7 +121,9 @@ export class Drawing {
       if (this.#penDown) this.#current.points.push(this.#cursor);
       this.#changed(!this.#penDown);
     } else if (event.key === " ") {
-      if (this.#penDown) {
+      if (event.repeat) {
+        // held down: it puts the pen down once
+      } else if (this.#penDown) {
         this.#endKeyboardStroke();
       } else {
         this.#cursor ??= [0.5, 0.5];

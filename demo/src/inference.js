@@ -58,14 +58,17 @@ export class Model {
   }
 
   static async fetch(url) {
-    const response = await fetch(url);
+    const response = await fetch(url).catch(() => null);
+    if (!response) throw new ModelError(`The server does not answer, so ${url} could not be loaded.`);
     if (!response.ok) throw new ModelError(`The server has no ${url}: build the page again.`);
     return Model.read(new Uint8Array(await response.arrayBuffer()), url);
   }
 
   static async open(file) {
     if (file.size > MAX_BYTES) throw new ModelError(`${file.name} is larger than 64 MiB, so it is not one of ours.`);
-    return Model.read(new Uint8Array(await file.arrayBuffer()), file.name);
+    const bytes = await file.arrayBuffer().catch(() => null);
+    if (!bytes) throw new ModelError(`${file.name} cannot be read.`);
+    return Model.read(new Uint8Array(bytes), file.name);
   }
 
   /** Logits of N images, Uint8Array (N x 784), as Float32Array (N x 10). */

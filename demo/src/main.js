@@ -17,6 +17,7 @@ let own = null; // the model of a person's own file: {name, model}
 let columns = []; // what is beside each other: {title, model, maps, answerView, mapsView}
 let changed = null; // tells the loop below that there is something to do
 let opening = 0; // counts the choices, so that a slow download does not replace a later one
+let shownChoice = ""; // what was chosen when the columns were made
 
 const drawing = new Drawing(find("canvas"), (finished) => wake(finished));
 
@@ -33,6 +34,7 @@ function wake(isFinished = true) {
 
 /** Answers to the drawing as it is now, then what takes longer, until the drawing changes. */
 async function answerForEver() {
+  let failed = false;
   for (;;) {
     const next = new Promise((resolve) => {
       changed = resolve;
@@ -40,8 +42,11 @@ async function answerForEver() {
     const isCurrent = () => changed !== null;
     try {
       await answer(isCurrent);
+      if (failed) tell("");
+      failed = false;
     } catch (error) {
-      tell(`The model failed: ${error.message}`);
+      tell(`The drawing was not answered in full: ${error.message}`);
+      failed = true;
     }
     await next;
   }
@@ -103,24 +108,20 @@ const tell = (message) => {
   find("message").textContent = message;
 };
 
-/** Show the models of a network beside each other, or the own file alone. */
+/** Show the models of a network beside each other, or the own file alone; if they cannot be had, what was shown. */
 async function choose(value) {
   const turn = ++opening;
   let chosen;
-  if (value === OWN_FILE) {
-    chosen = [{ title: own.name, facts: "your file", model: own.model, maps: async () => own.model }];
-  } else {
-    const entries = list.filter(({ network }) => network === value);
-    chosen = await Promise.all(
-      entries.map(async ({ folder, framework, accuracy }) => ({
-        title: FRAMEWORKS[framework],
-        facts: `${percent(accuracy, 2)} on MNIST`,
-        model: await loadModel(`models/${folder}/model.onnx`),
-        maps: () => loadModel(`models/${folder}/feature-maps.onnx`),
-      })),
-    );
+  try {
+    chosen = await load(value);
+  } catch (error) {
+    if (turn !== opening) return;
+    tell(error.message);
+    if (shownChoice) find("network").value = shownChoice;
+    return;
   }
   if (turn !== opening) return;
+  shownChoice = value;
   columns = chosen.map((column) => ({
     ...column,
     answerView: new AnswerView(column.title, column.facts),
@@ -129,6 +130,22 @@ async function choose(value) {
   find("answers").replaceChildren(...columns.map(({ answerView }) => answerView.node));
   find("maps").replaceChildren(...columns.map(({ mapsView }) => mapsView.node));
   wake();
+}
+
+async function load(value) {
+  if (value === OWN_FILE) {
+    return [{ title: own.name, facts: "your file", model: own.model, maps: async () => own.model }];
+  }
+  return Promise.all(
+    list
+      .filter(({ network }) => network === value)
+      .map(async ({ folder, framework, accuracy }) => ({
+        title: FRAMEWORKS[framework],
+        facts: `${percent(accuracy, 2)} on MNIST`,
+        model: await loadModel(`models/${folder}/model.onnx`),
+        maps: () => loadModel(`models/${folder}/feature-maps.onnx`),
+      })),
+  );
 }
 
 const loaded = new Map();
@@ -195,7 +212,7 @@ function addControls() {
   }
   find("network").addEventListener("change", async (event) => {
     tell("");
-    await choose(event.target.value).catch((error) => tell(error.message));
+    await choose(event.target.value);
   });
   find("file").addEventListener("change", async (event) => {
     const [file] = event.target.files;
