@@ -125,6 +125,8 @@ def make_rows(
     first = measurements[0]
     rows = []
     for each in measurements:
+        if each.logits is None:  # it failed in its first process
+            continue
         about = {"network": network.name, "engine": each.contender.label} | _describe(each, first, images)
         for (threads, batch), rounds in each.latencies.items():
             calls = np.concatenate(rounds)
@@ -150,13 +152,15 @@ def make_rows(
 def _describe(measurement: Measurement, first: Measurement, images: Images) -> Row:
     """A contender's file, start, memory, and how well it classifies."""
     model, logits = measurement.contender.model, measurement.logits
+    assert logits is not None
+    assert first.logits is not None
     content = model.read_bytes()
     nodes = len(onnx.load_model_from_string(content).graph.node)
-    about: Row = {"file": model.name, "bytes": len(content), "nodes": nodes}
-    if logits is None or first.logits is None:
-        return about
     import_ms, load_ms, first_ms = np.median(measurement.starts_ms, 0)
-    return about | {
+    return {
+        "file": model.name,
+        "bytes": len(content),
+        "nodes": nodes,
         "import_ms": float(import_ms),
         "load_ms": float(load_ms),
         "first_run_ms": float(first_ms),
