@@ -11,7 +11,7 @@ import onnx
 
 from export.images import Images, load_images
 from export.metadata import DESCRIBED
-from export.pipeline import Export, export, with_feature_maps
+from export.pipeline import Export, export
 from export.verify import BATCHES
 from recipe import report
 from recipe.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
@@ -53,9 +53,7 @@ def main(options: ExportOptions) -> None:
     if images.note:
         report.show_notice(images.note)
     try:
-        exported = export(checkpoint, images, options.int8)
-        if options.feature_maps:
-            exported = with_feature_maps(exported, images)
+        exported = export(checkpoint, images, options.int8, options.feature_maps)
     except UserError as error:
         raise UserError(f"{options.out} was not written: {error}") from error
     write_atomically(options.out, exported.content)

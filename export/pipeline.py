@@ -1,9 +1,6 @@
 """From a checkpoint to a file's content and the proof that it is right."""
 
-from dataclasses import dataclass, replace
-
-import numpy as np
-import onnx
+from dataclasses import dataclass
 
 from export.build import build_model
 from export.fold import fold, steps_of
@@ -26,8 +23,14 @@ class Export:
     accuracy: float | None  # on the test images, 0 to 1; None for random images
 
 
-def export(checkpoint: Checkpoint, images: Images, int8: bool = False) -> Export:
+def export(checkpoint: Checkpoint, images: Images, int8: bool = False, feature_maps: bool = False) -> Export:
     """Build, describe and verify a file.
+
+    Args:
+        checkpoint: of either framework.
+        images: to verify and, for int8, to calibrate with.
+        int8: quantise; without ``feature_maps``.
+        feature_maps: add what each layer computes as further outputs.
 
     Raises:
         UserError: it is not the same function as the checkpoint's model, or cannot be built.
@@ -38,6 +41,8 @@ def export(checkpoint: Checkpoint, images: Images, int8: bool = False) -> Export
         if images.train is None:
             raise UserError(f"int8 is calibrated on training images and there are none: {images.note}")
         model = quantize(model, images.train)
+    if feature_maps:
+        add_feature_maps(model)
     properties = describe(checkpoint, "int8" if int8 else "float32")
     accuracy = images.accuracy(run_model(model.SerializeToString(), images.test, BATCHES[-1])[0])
     if accuracy is not None:
@@ -48,20 +53,3 @@ def export(checkpoint: Checkpoint, images: Images, int8: bool = False) -> Export
     source64 = source_logits(checkpoint, images.test, "float64")
     source32 = source_logits(checkpoint, images.test, "float32")
     return Export(content, verify(content, images.test, source64, source32, int8), accuracy)
-
-
-def with_feature_maps(exported: Export, images: Images) -> Export:
-    """A verified float32 file with the maps of its layers as further outputs.
-
-    Raises:
-        UserError: its logits are not those of the verified file.
-    """
-    model = onnx.load_model_from_string(exported.content)
-    add_feature_maps(model)
-    content = model.SerializeToString(deterministic=True)
-    logits, other = (run_model(each, images.test, BATCHES[-1])[0] for each in (exported.content, content))
-    # Not always the same bits: ONNX Runtime joins operations only where nobody reads what is in between.
-    difference = float(np.abs(logits - other).max())
-    if not difference <= exported.verification.limit:
-        raise UserError(f"with feature maps logits differ by {difference:.2g} from those without")
-    return replace(exported, content=content)

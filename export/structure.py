@@ -64,7 +64,7 @@ def check_structure(model: onnx.ModelProto) -> None:
     except Exception as error:  # its own two, RuntimeError, and UnicodeDecodeError for a name that is no text
         raise UserError(f"the model is not valid: {reason(error)}") from None
     inputs, outputs = ([_signature(v) for v in values] for values in (model.graph.input, model.graph.output))
-    if (inputs, outputs) != (INPUTS, OUTPUTS):
+    if (inputs, outputs[: len(OUTPUTS)]) != (INPUTS, OUTPUTS):  # feature maps may follow
         raise UserError(
             f"the model has other inputs or outputs than {INPUT} {('batch', *IMAGE_SHAPE)}, float32, and "
             f"{LOGITS} and {PROBABILITIES} {('batch', CLASSES)}, float32"

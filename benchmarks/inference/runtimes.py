@@ -75,7 +75,7 @@ def load_ncnn(model: Path, threads: int) -> Predict:
         _run(converter, "model.onnx", "inputshape=[1,1,28,28]", "fp16=0", folder=folder)
         network.load_param(f"{folder}/model.ncnn.param")
         network.load_model(f"{folder}/model.ncnn.bin")
-    (image,), (logits, _) = network.input_names(), network.output_names()
+    (image,), (logits, *_) = network.input_names(), network.output_names()
 
     def predict_one(pixels: np.ndarray) -> np.ndarray:
         extractor = network.create_extractor()
