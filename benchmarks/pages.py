@@ -1,4 +1,4 @@
-"""The tables and figures of README.md and docs/, made from results/: ``python -m benchmarks.pages``.
+"""The tables and figures of the pages, made from results/ and models/: ``python -m benchmarks.pages``.
 
 A table stands between ``<!-- NAME -->`` and ``<!-- end -->``. A test holds every page to what this writes.
 """
@@ -28,6 +28,7 @@ PACKAGES = ("torch", "jax", "flax", "onnx", "onnxruntime", "openvino")  # a capt
 ACCURACY = "python -m benchmarks.accuracy --network NETWORK"
 TUNING = "python -m benchmarks.accuracy.tuning --network NETWORK --changes CHANGES"
 LOCKSTEP = "python -m lockstep --network NETWORK --recipe RECIPE"
+DRAWINGS = "python -m benchmarks.drawings"
 TRAINING = "python -m benchmarks.training"
 INFERENCE = "python -m benchmarks.inference --model FILE.onnx --also FILE-int8.onnx"
 RUNTIMES = f"{INFERENCE} --runtimes --batches 1"
@@ -94,6 +95,32 @@ PAGES = {
         ),
         Table("recipes", partial(rows.trials, True), TRIAL_HEADER, TRIAL_LINE, TUNING),
         Table("networks", partial(rows.trials, False), TRIAL_HEADER, TRIAL_LINE, TUNING),
+    ],
+    "models/README.md": [
+        Table(
+            "models",
+            rows.models,
+            "folder | trained with | accuracy | seed | SHA-256 of the state | of `model.onnx` | trained by",
+            "`{folder}` | {label} | {accuracy:.2%} | {seed} | `{digest:.12}` | `{sha256:.12}` | `{again}`",
+            "python -m benchmarks.models",
+        ),
+    ],
+    "demo/README.md": [
+        Table(
+            "drawings",
+            partial(rows.newest, "drawings", "network", "framework", split="test"),
+            "network | | right | without the preparation | in doubt | scribbles in doubt",
+            "`{network}` | {label} | **{right:.2%}** | {right_unprepared:.1%} | {doubted:.1%} "
+            "| {doubted_scribbles:.0%}",
+            DRAWINGS,
+        ),
+        Table(
+            "page",
+            partial(rows.newest, "drawings", "split", split="test"),
+            "",
+            "The first answer comes {first_answer_ms:.0f} ms after the page is opened. From a move of the "
+            "pen to the bars\nit takes {bars_ms_p50:.0f} ms, and at most {bars_ms_p95:.0f} ms in 95 of 100.",
+        ),
     ],
     "docs/lockstep.md": [
         Table(
@@ -326,7 +353,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
 
 @dataclass(frozen=True)
 class PagesOptions:
-    """Rewrite the tables of README.md and docs/ from results/."""
+    """Rewrite the tables of README.md, docs/, models/ and demo/ from results/."""
 
     figures: bool = False
     """Draw the pictures in docs/figures/, too."""

@@ -14,6 +14,7 @@ from recipe.networks import NETWORKS, get_network
 from recipe.recipes import RECIPES
 from recipe.record import MACHINES, RESULTS, read_rows
 
+MODEL_LIST = RESULTS.parent / "models" / "models.json"
 FULL_RUN, FLOAT32_RUN = "net9954-reference-float64-8892", "net9954-reference-float32-468"
 WHOLE_RUNS = ("net9954-reference-bitwise-8892", FULL_RUN, "net9954-reference-float32-8892")
 STEPS = {"measure": "steps", "recipe": "reference", "precision": "float32"}
@@ -69,6 +70,33 @@ def accuracies(recipe: str) -> list[Row]:
         }
         rows.append(group[0] | PUBLISHED.get(group[0]["network"], {}) | summary)
     return rows
+
+
+def middle_seeds() -> list[Row]:
+    """Of each network and framework the seed in the middle by last accuracy, of two the lower one."""
+    return [
+        sorted(group, key=lambda row: (row["final"], row["seed"]))[(len(group) - 1) // 2]
+        for group in grouped(seeds("tuned"), "network", "framework")
+    ]
+
+
+def model_folder(seed: Row) -> str:
+    """The folder of a published model, in models/ and of its run in runs/models/."""
+    return f"{seed['network']}-{seed['framework']}"
+
+
+def training_command(seed: Row) -> str:
+    """The command that trains a seed on record once more, on one core, so that its bits can be had again."""
+    options = f"--network {seed['network']} --seed {seed['seed']} --out runs/models/{model_folder(seed)}"
+    return f"taskset -c 0 python -m {seed['framework']}_impl.train {options}"
+
+
+def models() -> list[Row]:
+    """The published models and the commands that train them."""
+    return [
+        entry | {"label": LABELS[entry["framework"]], "again": training_command(entry)}
+        for entry in json.loads(MODEL_LIST.read_text())["models"]
+    ]
 
 
 def equivalences() -> list[Row]:

@@ -28,7 +28,7 @@ def weights_sha256(tensors: Tensors) -> str:
 
 
 def describe(checkpoint: Checkpoint, precision: str) -> dict[str, str]:
-    """The metadata that follows from a checkpoint; see docs/model-card.md for what each key means.
+    """The metadata that follows from a checkpoint; see models/README.md for what each key means.
 
     Holds no date and no path, so that the same checkpoint gives the same file.
     """

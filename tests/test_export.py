@@ -1,4 +1,4 @@
-"""The exporter: folding, the file, its verification, and the promises of docs/model-card.md."""
+"""The exporter: folding, the file, its verification, and the promises of models/README.md."""
 
 import dataclasses
 import re
@@ -28,7 +28,7 @@ from export.fold import Affine, Convolution, Plain, Step, fold, multiplications,
 from export.images import Images, load_images, random_images, to_unit
 from export.maps import add_feature_maps
 from export.metadata import get_metadata, weights_sha256
-from export.pipeline import Export, export, with_feature_maps
+from export.pipeline import Export, export
 from export.quantize import quantize
 from export.source import source_logits
 from export.structure import FLOAT_OPERATORS, check_structure, read_model
@@ -51,7 +51,7 @@ from recipe.networks import (
 )
 from torch_impl.model import ConvNet, load_model, load_tensors
 
-CARD = (Path(__file__).parents[1] / "docs" / "model-card.md").read_text()
+CARD = (Path(__file__).parents[1] / "models" / "README.md").read_text()
 
 
 def random_tensors(network: Network, rng: np.random.Generator, signs: tuple[float, ...] = (-1, 1)) -> Tensors:
@@ -308,7 +308,7 @@ def test_structure(network, tmp_path):
 def test_feature_maps(network):
     """Further outputs: PyTorch's own maps at each ReLU, the layer table's shapes, and the same logits."""
     images, checkpoint = make_images(), make_checkpoint(network.name)
-    content = with_feature_maps(exported(network.name), images).content
+    content = export(checkpoint, images, feature_maps=True).content
     session = onnxruntime.InferenceSession(content)
     names = [output.name for output in session.get_outputs()]
     assert names[:2] == ["logits", "probabilities"]
@@ -340,8 +340,8 @@ def test_feature_maps_of_another_function_are_refused(monkeypatch):
         return add_feature_maps(model)
 
     monkeypatch.setattr("export.pipeline.add_feature_maps", change)
-    with pytest.raises(UserError, match="with feature maps logits differ by"):
-        with_feature_maps(exported("net9954"), make_images())
+    with pytest.raises(UserError, match="logits differ by"):
+        export(make_checkpoint("net9954"), make_images(), feature_maps=True)
 
 
 def test_metadata(network):
@@ -662,7 +662,7 @@ def test_command_line(tmp_path):
     with pytest.raises(UserError, match="--feature-maps are float32"):
         main(ExportOptions(tmp_path / FILE_NAME, out, int8=True, feature_maps=True))
     main(ExportOptions(tmp_path / FILE_NAME, out, feature_maps=True))
-    model = onnx.load(out)
+    _, model = read_model(out)
     assert len(model.graph.output) == 10
     del model.graph.output[2:]
     assert model.SerializeToString(deterministic=True) == content  # all that a file with maps has more

@@ -16,6 +16,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "benchmarks" / "README.md",
     ROOT / "demo" / "README.md",
+    ROOT / "models" / "README.md",
 ]
 FILES = sorted(RESULTS.glob("*.jsonl"))
 MACHINE_PATHS = re.compile(r"/work/|/home/|/root/|/Users/")
@@ -76,7 +77,7 @@ def test_links_and_pictures_lead_somewhere(page: Path):
 
 
 def test_every_picture_is_made_from_the_results():
-    screenshot = {"demo.png"}  # of the page, see demo/README.md
+    screenshot = {"demo.png"}  # of the page in demo/
     assert {path.name for path in FIGURES.iterdir()} == set(PICTURES) | screenshot
     assert len(PICTURES) <= 6
     assert PICTURES["accuracy.png"]().startswith(b"\x89PNG")

@@ -38,7 +38,7 @@ EngineName = Literal[
 class InferenceOptions(PublishOptions):
     """Time ONNX Runtime, PyTorch, JAX and OpenVINO with the same weights."""
 
-    model: Annotated[Path | None, optional("FILE", "the newest here and in runs/")] = None
+    model: Annotated[Path | None, optional("FILE", "the newest here and in runs/, or one of models/")] = None
     """ONNX file written by python -m export."""
     checkpoint: Annotated[Path | None, optional("RUN", "searched beside the model and in runs/")] = None
     """The run that was exported: its folder or its checkpoint."""
@@ -80,15 +80,16 @@ class InferenceOptions(PublishOptions):
 
 
 def find_model() -> Path:
-    """The newest ONNX file here and in the folders of ``runs/``.
+    """The newest ONNX file here and in the folders of ``runs/``, or else the first in ``models/``.
 
     Raises:
         UserError: there is none.
     """
     files = [path for pattern in ("*.onnx", "runs/*.onnx", "runs/*/*.onnx") for path in Path().glob(pattern)]
-    if not files:
-        raise UserError("there is no ONNX file here or in runs/; write one with python -m export")
-    return max(files, key=lambda path: path.stat().st_mtime)
+    published = sorted(Path("models").glob("*/model.onnx"))
+    if not files and not published:
+        raise UserError("there is no ONNX file here, in runs/ or in models/; write one with python -m export")
+    return max(files, key=lambda path: path.stat().st_mtime) if files else published[0]
 
 
 def find_run(run: Path | None, model: Path, weights: str | None) -> Path:
