@@ -28,7 +28,6 @@ PACKAGES = ("torch", "jax", "flax", "onnx", "onnxruntime", "openvino")  # a capt
 ACCURACY = "python -m benchmarks.accuracy --network NETWORK"
 TUNING = "python -m benchmarks.accuracy.tuning --network NETWORK --changes CHANGES"
 LOCKSTEP = "python -m lockstep --network NETWORK --recipe RECIPE"
-DRAWINGS = "python -m benchmarks.drawings"
 TRAINING = "python -m benchmarks.training"
 INFERENCE = "python -m benchmarks.inference --model FILE.onnx --also FILE-int8.onnx"
 RUNTIMES = f"{INFERENCE} --runtimes --batches 1"
@@ -103,23 +102,6 @@ PAGES = {
             "folder | trained with | accuracy | seed | SHA-256 of the state | of `model.onnx` | trained by",
             "`{folder}` | {label} | {accuracy:.2%} | {seed} | `{digest:.12}` | `{sha256:.12}` | `{again}`",
             "python -m benchmarks.models",
-        ),
-    ],
-    "demo/README.md": [
-        Table(
-            "drawings",
-            partial(rows.newest, "drawings", "network", "framework", split="test"),
-            "network | | right | without the preparation | in doubt | scribbles in doubt",
-            "`{network}` | {label} | **{right:.2%}** | {right_unprepared:.1%} | {doubted:.1%} "
-            "| {doubted_scribbles:.0%}",
-            DRAWINGS,
-        ),
-        Table(
-            "page",
-            partial(rows.newest, "drawings", "split", split="test"),
-            "",
-            "The first answer comes {first_answer_ms:.0f} ms after the page is opened. From a move of the "
-            "pen to the bars\nit takes {bars_ms_p50:.0f} ms, and at most {bars_ms_p95:.0f} ms in 95 of 100.",
         ),
     ],
     "docs/lockstep.md": [
@@ -353,7 +335,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
 
 @dataclass(frozen=True)
 class PagesOptions:
-    """Rewrite the tables of README.md, docs/, models/ and demo/ from results/."""
+    """Rewrite the tables of README.md, docs/ and models/ from results/."""
 
     figures: bool = False
     """Draw the pictures in docs/figures/, too."""
