@@ -173,14 +173,19 @@ def test_strokes_are_the_middle_lines():
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["folder"])
 def test_logits_are_those_of_onnx_runtime_in_python(entry, count, visit, mnist):
-    """MNIST's test images through the page's own inference."""
+    """MNIST's test images through the page's own inference.
+
+    Both runtimes round float32 sums in an order of their own, and each may be as far from float64 as
+    `export.verify` allows a file. Of the 600,000 logits of six networks one differed by 1.1e-5, all others by
+    less than that limit.
+    """
     images = mnist.val_images[:count]
     file = f"{entry['folder']}/model.onnx"
     expected = run_model((MODELS / file).read_bytes(), to_unit(images), 100)[0]
     logits = page_logits(visit, f"models/{file}", images)
     assert logits.shape == expected.shape
     limit = max(TOLERANCE, RELATIVE_TOLERANCE * float(np.abs(expected).max()))
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=limit)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2 * limit)
     np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
     if count == 10_000:
         assert (logits.argmax(1) == mnist.val_labels).mean() == pytest.approx(entry["accuracy"], abs=5e-5)
