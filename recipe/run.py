@@ -99,7 +99,7 @@ class Run:
         if path is None:
             return "kept: nothing, in the first epoch"
         run = path.parent if path.name == checkpoints.FILE_NAME else path
-        return f"kept: {path}; go on with --resume {run}"
+        return f"kept: {path} at step {load_checkpoint(path).step}; go on with --resume {run}"
 
     def plans(self) -> Iterator[Plan]:
         """The plans from the run's first step, or from where it goes on, to its last."""

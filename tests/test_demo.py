@@ -185,7 +185,9 @@ def test_logits_are_those_of_onnx_runtime_in_python(entry, count, visit, mnist):
     logits = page_logits(visit, f"models/{file}", images)
     assert logits.shape == expected.shape
     limit = max(TOLERANCE, RELATIVE_TOLERANCE * float(np.abs(expected).max()))
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=2 * limit)
+    difference = np.abs(logits - expected)
+    assert difference.max() <= 2 * limit
+    assert (difference > limit).sum() <= count // 10_000
     np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
     if count == 10_000:
         assert (logits.argmax(1) == mnist.val_labels).mean() == pytest.approx(entry["accuracy"], abs=5e-5)

@@ -135,7 +135,8 @@ def test_a_run_that_loses_a_process_says_so_and_goes_on_with_one_device(killed, 
     (line,) = errors.splitlines()
     by_launcher = "error: a process of this run was killed, and the run ended; "
     by_first = "error: another process of this run has ended, and the run with it; "
-    kept = f"kept: {out / FILE_NAME}; go on with --resume {out}"
+    step = load_checkpoint(out / FILE_NAME).step
+    kept = f"kept: {out / FILE_NAME} at step {step}; go on with --resume {out}"
     assert line in (by_launcher + kept, by_first + kept)
     train_digits(FRAMEWORKS["jax"], out, **BITWISE, resume=out)
     check_digest(out)

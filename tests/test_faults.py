@@ -274,6 +274,7 @@ def test_signals_end_a_run_as_control_c_does(number, tmp_path):
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (128 + number, "")
     assert "interrupted; kept:" in output
+    assert "at step 11" in output
     assert (tmp_path / "run" / "curves.png").exists()
     check_resume(tmp_path / "run")
 
