@@ -274,10 +274,10 @@ def test_drawings_by_mouse(visit, strokes, mnist, rng):
 
 
 @pytest.mark.slow
-def test_a_thousand_drawings(site, mnist):
+def test_a_thousand_drawings(open_page, mnist):
     """`python -m benchmarks.drawings` as a gate: at least 98.5 % right, and far fewer without preparation."""
     chosen = np.linspace(0, 9999, DrawingsOptions().drawings).astype(int)
-    rows, faults = measure(site, mnist.val_images[chosen], mnist.val_labels[chosen], 100, 0)
+    rows, faults = measure(open_page, ENTRIES, mnist.val_images[chosen], mnist.val_labels[chosen], 100, 0)
     assert faults == []
     for row in rows:
         assert row["right"] >= 0.985

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,6 @@ from benchmarks.drawings.browser import (
     answers,
     canvas_images,
     draw,
-    find_browser,
     open_pages,
     page_logits,
 )
@@ -124,12 +124,18 @@ def read_list(page: Path) -> list[Row]:
 
 
 def measure(
-    page: Path, images: np.ndarray, labels: np.ndarray, scribbles: int, seed: int
+    open_page: Callable[..., Visit],
+    models: list[Row],
+    images: np.ndarray,
+    labels: np.ndarray,
+    scribbles: int,
+    seed: int,
 ) -> tuple[list[Row], list[str]]:
     """Draw images and scribbles on a page.
 
     Args:
-        page: the built page.
+        open_page: of `open_pages`.
+        models: the page's, see `read_list`.
         images: uint8 (N, 28, 28).
         labels: (N,).
         scribbles: how many drawings without a digit.
@@ -137,29 +143,23 @@ def measure(
 
     Returns:
         One row for each model, and what went wrong in the page.
-
-    Raises:
-        UserError: there is no page or no browser.
     """
-    models = read_list(page)
-    find_browser()
     rng = np.random.default_rng(seed)
     digits = [find_strokes(image) for image in images]
-    with open_pages(page) as open_page:
-        visit = open_page(viewport={"width": 1180, "height": 900})
-        visit.page.get_by_label("Draw an example of 3").click()
-        visit.page.wait_for_selector(READY)
-        first_answer_ms = visit.page.evaluate("performance.now()")
-        visit.page.evaluate("document.getElementById('layers').open = false")
-        drawn = draw_all(visit, digits, rng)
-        others = draw_all(visit, [scribble(rng) for _ in range(scribbles)], rng)
-        page_figures = {
-            "first_answer_ms": first_answer_ms,
-            "bars_ms_p50": float(np.median(drawn.latencies)),
-            "bars_ms_p95": float(np.quantile(drawn.latencies, 0.95)),
-        }
-        rows = [_row(visit, model, models, labels, drawn, others) | page_figures for model in models]
-        return rows, visit.faults
+    visit = open_page(viewport={"width": 1180, "height": 900})
+    visit.page.get_by_label("Draw an example of 3").click()
+    visit.page.wait_for_selector(READY)
+    first_answer_ms = visit.page.evaluate("performance.now()")
+    visit.page.evaluate("document.getElementById('layers').open = false")
+    drawn = draw_all(visit, digits, rng)
+    others = draw_all(visit, [scribble(rng) for _ in range(scribbles)], rng)
+    page_figures = {
+        "first_answer_ms": first_answer_ms,
+        "bars_ms_p50": float(np.median(drawn.latencies)),
+        "bars_ms_p95": float(np.quantile(drawn.latencies, 0.95)),
+    }
+    rows = [_row(visit, model, models, labels, drawn, others) | page_figures for model in models]
+    return rows, visit.faults
 
 
 def _row(visit: Visit, model: Row, models: list[Row], labels: np.ndarray, drawn: Drawn, others: Drawn) -> Row:
@@ -196,10 +196,12 @@ def main(options: DrawingsOptions) -> None:
     """
     check_range("--drawings", options.drawings, SCRIBBLES, 10_000)
     check_range("--seed", options.seed, 0, MAX_SEED)
+    models = read_list(options.page)
     digits = split(load("mnist", options.data_dir, read_mnist).dataset, options.split)
     chosen = np.linspace(0, len(digits.val_labels) - 1, options.drawings).astype(int)
     images, labels = digits.val_images[chosen], digits.val_labels[chosen]
-    rows, faults = measure(options.page, images, labels, options.drawings // SCRIBBLES, options.seed)
+    with open_pages(options.page) as open_page:
+        rows, faults = measure(open_page, models, images, labels, options.drawings // SCRIBBLES, options.seed)
     if faults:
         raise UserError(f"the page reports {len(faults)} faults, the first: {faults[0]}")
     for row in rows:
