@@ -1,6 +1,6 @@
 """The trained networks of models/: ``python -m benchmarks.models``.
 
-For each network and framework it is the run in the middle of the seeds on record, not the best one.
+For each network and framework it is the run in the middle of its first ten seeds, not the best one.
 """
 
 import dataclasses
