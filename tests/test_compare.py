@@ -28,6 +28,17 @@ ALL = [(pair, fault) for pair in bench.PAIRS for fault in bench.faults(pair)]
 QUICK = ("default_epsilon", "tanh_gelu", "epsilon_outside", "dropout_on", "converted_transposed")
 
 
+class TorchDense(nn.Module):
+    """`torch_dense` with names for its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x)))
+
+
 class Dense(nnx.Module):
     """A port of `torch_dense`."""
 
@@ -202,11 +213,7 @@ def test_every_fault_has_its_cause():
 
 
 def test_outputs_paired_by_order_and_unused_parameters_of_flax_are_noted():
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
-
+    class Named(TorchDense):
         def forward(self, x):
             return {"logits": self.last(torch.relu(self.first(x)))}
 
@@ -228,11 +235,7 @@ def test_outputs_paired_by_order_and_unused_parameters_of_flax_are_noted():
 def test_an_output_that_one_side_lacks_is_listed(alone):
     """Without losses of what both return, the gradients of the whole models are of different objectives."""
 
-    class Both(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
-
+    class Both(TorchDense):
         def forward(self, x):
             hidden = torch.relu(self.first(x))
             return (self.last(hidden), hidden) if alone == "PyTorch" else self.last(hidden)
@@ -254,13 +257,10 @@ def test_an_output_that_one_side_lacks_is_listed(alone):
 
 
 def test_unused_parameters_are_named():
-    class Spare(nn.Module):
+    class Spare(TorchDense):
         def __init__(self):
             super().__init__()
-            self.first, self.last, self.spare = nn.Linear(6, 6), nn.Linear(6, 3), nn.Linear(2, 2)
-
-        def forward(self, x):
-            return self.last(torch.relu(self.first(x)))
+            self.spare = nn.Linear(2, 2)
 
     result = compare(Spare(), Dense(nnx.Rngs(0)))
     assert result.equal, str(result)
@@ -279,11 +279,7 @@ def test_no_cause_is_named_for_an_optimizer_whose_rule_is_not_known(torch_optimi
 
 
 def test_a_detached_output_has_no_array(tmp_path):
-    class Detached(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
-
+    class Detached(TorchDense):
         def forward(self, x):
             return self.last(torch.relu(self.first(x).detach()))
 
