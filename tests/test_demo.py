@@ -290,14 +290,14 @@ def test_a_thousand_drawings(open_page, mnist):
 
 
 def test_it_says_when_it_is_unsure(visit, rng):
-    """Exactly when no digit has a probability of 90 %; scribbles and examples give both cases."""
+    """Exactly when no digit has a probability of 95 %; scribbles and examples give both cases."""
     seen = set()
     for _ in range(4):
         draw(visit, place(scribble(rng), 0.08, 0.7, rng), 1)
         for text, (digit, probability, sure) in zip(shown(visit), answers(visit), strict=True):
             assert text == (str(digit) if sure else "Not a digit?")
-            if probability != 0.9:  # 90 % may be a little more or less
-                assert sure == (probability > 0.9)
+            if probability != 0.95:  # 95 % may be a little more or less
+                assert sure == (probability > 0.95)
             seen.add(sure)
     click_example(visit, 7)
     assert all(sure for *_, sure in answers(visit))

@@ -7,7 +7,7 @@ import { prepare } from "./preparation.js";
 import { AnswerView, MapsView, element, percent, showImage } from "./view.js";
 
 const FRAMEWORKS = { torch: "PyTorch", jax: "Flax" };
-const SURE = 0.9; // the least probability of an answer; see README.md for how it was chosen
+const SURE = 0.95; // the least probability of an answer; see README.md for how it was chosen
 const OWN_FILE = "own";
 
 const find = (id) => document.getElementById(id);
