@@ -155,7 +155,7 @@ def test_a_build_that_cannot_be_says_so(arguments, message, tmp_path):
 
 
 def test_strokes_are_the_middle_lines():
-    """A ring gives a ring, a cross four arms, a dot a dot."""
+    """A ring gives a ring, a cross four arms, a dot a dot, and a filled loop on a stem the line around it."""
     y, x = np.mgrid[:28, :28] - 13.5
     (ring,) = find_strokes(np.where(abs(np.hypot(x, y) - 8) < 1.5, 255, 0).astype(np.uint8))
     np.testing.assert_allclose(np.hypot(*ring.T), 0.5, atol=0.06)
@@ -165,6 +165,10 @@ def test_strokes_are_the_middle_lines():
         assert min(np.hypot(*(arm - end).T).min() for arm in arms) < 0.05
     dot = find_strokes(np.where(np.hypot(x, y) < 1.5, 255, 0).astype(np.uint8))
     assert np.concatenate(dot).shape[1] == 2
+    loop = (np.hypot(x, y + 6) < 4.5) | ((abs(x) < 1.5) & (y > -6))
+    points = np.concatenate(find_strokes(np.where(loop, 255, 0).astype(np.uint8)))
+    distances = np.hypot(*(points - [0, -0.35]).T)  # to the loop's middle
+    assert 0.08 < distances.min() < 0.2
 
 
 # ---------------------------------------------------------------------------------------------- the answers
