@@ -104,6 +104,23 @@ PAGES = {
             "python -m benchmarks.models",
         ),
     ],
+    "demo/README.md": [
+        Table(
+            "drawings",
+            partial(rows.newest, "drawings", "network", "framework", split="test"),
+            "network | trained with | right | without the preparation | in doubt | scribbles in doubt",
+            "`{network}` | {label} | **{right:.2%}** | {right_unprepared:.1%} | {doubted:.1%} "
+            "| {doubted_scribbles:.0%}",
+            "python -m benchmarks.drawings",
+        ),
+        Table(
+            "page",
+            partial(rows.newest, "drawings", "split", split="test"),
+            "",
+            "The first answer comes {first_answer_ms:,.0f} ms after opening. From a move of the mouse to the "
+            "bars\nit takes {bars_ms_p50:.0f} ms (median), and at most {bars_ms_p95:.0f} ms for 95 of 100.",
+        ),
+    ],
     "docs/lockstep.md": [
         Table(
             "lockstep",
@@ -159,9 +176,9 @@ PAGES = {
         ),
         Table(
             "profile",
-            partial(rows.training, "operation", measure="profile", network="net10040"),
-            " | operation | ms a step | share",
-            "{label} | {part} | {step_ms:.2f} | {share:.0%}",
+            rows.profiles,
+            "processor | | operation | ms a step | share",
+            "{instructions} | {label} | {part} | {step_ms:.2f} | {share:.0%}",
             f"{TRAINING} --network net10040 --contenders torch jax --profile",
         ),
         Table(
