@@ -183,7 +183,8 @@ def profiles() -> list[Row]:
     """The larger parts of a training step of net10040, of each framework on each processor."""
     rows = training("operation", "machine", measure="profile", network="net10040")
     for row in rows:
-        row["part"] = "all" if row["operation"] == "all" else f"`{row['operation'][:60]}`"
+        whole = row["operation"] == "whole step"
+        row["part"] = row["operation"] if whole else f"`{row['operation'][:60]}`"
     return [row for row in rows if row["share"] >= SHOWN_SHARE]
 
 
