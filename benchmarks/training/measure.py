@@ -29,6 +29,8 @@ def start(
             "LOCKSTEP_CACHE": folder,
         }  # JAX's is in ours
         variables = workers.environment(contender.device) | caches | environment
+        if cores is not None:
+            variables["OMP_NUM_THREADS"] = str(cores)  # or PyTorch's threads wait for each other
         worker = Worker(contender.label, make, contender, split, environment=variables, cores=cores)
         with worker:
             yield worker
