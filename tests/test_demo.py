@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from benchmarks.drawings.__main__ import DrawingsOptions, measure, place, scribble
+from benchmarks.drawings.__main__ import measure, place, scribble
 from benchmarks.drawings.browser import (
     READY,
     Visit,
@@ -278,23 +278,21 @@ def test_drawings_by_mouse(visit, strokes, mnist, rng):
 
 
 @pytest.mark.slow
-def test_a_thousand_drawings(open_page, mnist):
-    """`python -m benchmarks.drawings` as a gate: 98.5 % right, and far fewer without the preparation.
+def test_drawings_are_read(open_page, mnist):
+    """`python -m benchmarks.drawings` as a gate, with 300 drawings, whose standard error is 0.7 points.
 
-    The networks read 98.2 to 98.8 % of a thousand drawings, whose standard error is 0.4 points. The bounds
-    leave room for another browser's rounding of the ink.
+    Of 1,000 the networks read 98.2 to 98.8 %, without the preparation 83 % on average, and the page is in
+    doubt about 3.5 %. The bounds are three standard errors away.
     """
-    chosen = np.linspace(0, 9999, DrawingsOptions().drawings).astype(int)
-    rows, faults = measure(open_page, ENTRIES, mnist.val_images[chosen], mnist.val_labels[chosen], 100, 0)
+    chosen = np.linspace(0, 9999, 300).astype(int)
+    rows, faults = measure(open_page, ENTRIES, mnist.val_images[chosen], mnist.val_labels[chosen], 30, 0)
     assert faults == []
-    assert np.mean([row["right"] for row in rows]) >= 0.983
-    for row in rows:
-        assert row["right"] >= 0.98
-        assert row["right_unprepared"] < row["right"] - 0.03
+    assert min(row["right"] for row in rows) >= 0.965
+    assert np.mean([row["right"] - row["right_unprepared"] for row in rows]) > 0.1
     beside = [row for row in rows if "doubted" in row]
     assert len(beside) == 2
     for row in beside:
-        assert row["doubted"] < 0.05
+        assert row["doubted"] < 0.065
         assert row["doubted_scribbles"] > 0.3
 
 
