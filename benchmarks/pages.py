@@ -26,7 +26,8 @@ FIGURES = ROOT / "docs" / "figures"
 PACKAGES = ("torch", "jax", "flax", "onnx", "onnxruntime", "openvino")  # a caption shows their versions
 
 ACCURACY = "python -m benchmarks.accuracy --network NETWORK"
-TUNING = "python -m benchmarks.accuracy.tuning --network NETWORK --changes CHANGES"
+SEEDS = f"{ACCURACY} --seeds SEEDS"
+TUNING = "python -m benchmarks.accuracy.tuning --network NETWORK --changes CHANGES --seeds SEEDS"
 LOCKSTEP = "python -m lockstep --network NETWORK --recipe RECIPE"
 TRAINING = "python -m benchmarks.training"
 INFERENCE = "python -m benchmarks.inference --model FILE.onnx --also FILE-int8.onnx"
@@ -74,7 +75,7 @@ PAGES = {
             partial(rows.accuracies, "tuned"),
             "network | framework | parameters | last epoch of each seed | mean ± deviation | lowest | tta",
             "`{network}` | {label} | {parameters:,} | {finals} | **{mean}** | {lowest:.2f} | {tta:.2f}",
-            ACCURACY,
+            SEEDS,
         ),
         Table(
             "equivalence",
@@ -82,7 +83,7 @@ PAGES = {
             f"network | pairs | PyTorch - Flax | 90 % interval | p | equal within {MARGIN} | pairs needed",
             "`{network}` | {pairs} | {mean:+.3f} | {low:+.3f} to {high:+.3f} | {p:.2g} | {verdict} "
             "| {pairs_needed}",
-            ACCURACY,
+            SEEDS,
         ),
         Table(
             "reference",
@@ -90,7 +91,7 @@ PAGES = {
             "network | framework | last epoch | published | last five | published | best (epoch) | published",
             "`{network}` | {label} | {mean} | {their_last} | {last_five:.2f} | {their_five:.2f} | {best} "
             "| {their_best}",
-            f"{ACCURACY} --recipe reference",
+            f"{ACCURACY} --framework torch --recipe reference --seeds 1",
         ),
         Table("recipes", partial(rows.trials, True), TRIAL_HEADER, TRIAL_LINE, TUNING),
         Table("networks", partial(rows.trials, False), TRIAL_HEADER, TRIAL_LINE, TUNING),
