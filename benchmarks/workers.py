@@ -147,12 +147,13 @@ def _serve(
         connection.send(one_line(f"{type(error).__name__}: {error}"))
 
 
-def environment(device: str) -> dict[str, str]:
+def environment(device: str, cores: int | None = None) -> dict[str, str]:
     """The environment of a worker that computes on this device, cpu or cuda.
 
-    It names the number of threads: a trainer of PyTorch would otherwise take fewer where cores are busy.
+    It names the number of threads: a trainer of PyTorch would otherwise take fewer where cores are busy, and
+    more than it has where `Worker` limits them to ``cores``.
     """
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(count_cores()))}
+    threads = {"OMP_NUM_THREADS": str(cores or os.environ.get("OMP_NUM_THREADS", count_cores()))}
     if device == "cpu":
         return threads | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return threads | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share the GPU

@@ -28,11 +28,8 @@ def start(
             "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",
             "LOCKSTEP_CACHE": folder,
         }  # JAX's is in ours
-        variables = workers.environment(contender.device) | caches | environment
-        if cores is not None:
-            variables["OMP_NUM_THREADS"] = str(cores)  # or PyTorch's threads wait for each other
-        worker = Worker(contender.label, make, contender, split, environment=variables, cores=cores)
-        with worker:
+        variables = workers.environment(contender.device, cores) | caches | environment
+        with Worker(contender.label, make, contender, split, environment=variables, cores=cores) as worker:
             yield worker
 
 
