@@ -242,12 +242,17 @@ def kill_and_resume(framework: str, out: Path) -> None:
 
 
 COMPILED = {"TORCHDYNAMO_DISABLE": "0"}
+# The vector instructions of other processors: ATen's, oneDNN's (Inductor follows ATen's) and XLA's.
+TORCH_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+TORCH_SSE = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 # Ways to train the same 506 steps.
 WAYS = {
     "PyTorch": lambda out: run_whole("torch", out, **COMPILED),
     "PyTorch, eager": lambda out: run_whole("torch", out),
     "PyTorch, 1 thread": lambda out: run_whole("torch", out, OMP_NUM_THREADS="1", **COMPILED),
     "PyTorch, 2 threads": lambda out: run_whole("torch", out, OMP_NUM_THREADS="2", **COMPILED),
+    "PyTorch, AVX2": lambda out: run_whole("torch", out, **COMPILED, **TORCH_AVX2),
+    "PyTorch, SSE": lambda out: run_whole("torch", out, **COMPILED, **TORCH_SSE),
     "PyTorch, 2 devices": lambda out: run_whole("torch", out, "--devices", "2", **COMPILED),
     "PyTorch, 4 devices": lambda out: run_whole("torch", out, "--devices", "4"),
     "PyTorch, stopped and resumed": lambda out: stop_and_resume("torch", "torch", out),
@@ -256,6 +261,8 @@ WAYS = {
     "first half Flax, second half PyTorch": lambda out: stop_and_resume("jax", "torch", out),
     "Flax": lambda out: run_whole("jax", out),
     "Flax, one core": lambda out: run_whole("jax", out, XLA_FLAGS="--xla_cpu_multi_thread_eigen=false"),
+    "Flax, AVX2": lambda out: run_whole("jax", out, XLA_FLAGS="--xla_cpu_max_isa=AVX2"),
+    "Flax, SSE": lambda out: run_whole("jax", out, XLA_FLAGS="--xla_cpu_max_isa=SSE4_2"),
     "Flax, 2 devices": lambda out: run_whole("jax", out, "--devices", "2"),
     "Flax, 4 devices": lambda out: run_whole("jax", out, "--devices", "4"),
     "Flax, 2 processes": run_in_two_processes,
