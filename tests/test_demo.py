@@ -7,7 +7,7 @@ import base64
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 from benchmarks.drawings.__main__ import measure, place, scribble
 from benchmarks.drawings.browser import (
     READY,
+    OpenPage,
     Visit,
     answers,
     canvas_images,
@@ -40,8 +41,6 @@ PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobil
 DESK = {"viewport": {"width": 1180, "height": 900}}
 
 NONE = "\N{EN DASH}"  # what the page shows for an empty canvas
-
-Open = Callable[..., Visit]
 
 
 def run_npm(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -71,7 +70,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def open_page(site) -> Iterator[Open]:
+def open_page(site) -> Iterator[OpenPage]:
     with open_pages(site) as visit:
         yield visit
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import numpy as np
 
 from benchmarks.drawings.browser import (
     READY,
+    OpenPage,
     Visit,
     answers,
     canvas_images,
@@ -124,7 +124,7 @@ def read_list(page: Path) -> list[Row]:
 
 
 def measure(
-    open_page: Callable[..., Visit],
+    open_page: OpenPage,
     models: list[Row],
     images: np.ndarray,
     labels: np.ndarray,

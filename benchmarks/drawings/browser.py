@@ -3,7 +3,7 @@
 import base64
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -76,9 +76,12 @@ def find_browser() -> str:
     return path
 
 
+OpenPage = Callable[..., Visit]  # takes the options of a Playwright context
+
+
 @contextmanager
-def open_pages(folder: Path) -> Iterator[Any]:
-    """A function that opens the page of a folder in a new context; it takes Playwright's options of one.
+def open_pages(folder: Path) -> Iterator[OpenPage]:
+    """A function that opens the page of a folder in a new context.
 
     Raises:
         UserError: there is no browser.
