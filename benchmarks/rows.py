@@ -147,20 +147,19 @@ def lockstep_runs() -> list[Row]:
 
 def bitwise_runs() -> list[Row]:
     """The whole lockstep runs in bitwise precision, with the accuracies that their recipe has in float32."""
-    float32 = {
-        (group[0]["network"], recipe): 100 * np.array([row["final"] for row in group])
-        for recipe in RECIPES
-        for group in grouped(seeds(recipe), "network")
-    }
+    float32 = {}
+    for recipe in RECIPES:
+        for group in grouped(seeds(recipe), "network"):
+            finals = 100 * np.array([row["final"] for row in group])
+            span = f" ({finals.min():.2f} to {finals.max():.2f}, {len(group)} runs)" if len(group) > 1 else ""
+            float32[group[0]["network"], recipe] = f"{finals.mean():.2f}{span}"
     whole = [row for row in read_rows("lockstep", precision="bitwise") if "torch_accuracy" in row]
     shown = []
     for *_, row in grouped([row for row in whole if row["network"] in NETWORKS], "network", "recipe"):
         same = row["torch_digest"] == row["jax_digest"]
         digest = row["torch_digest"] if same else f"{row['torch_digest']}, {row['jax_digest']}"
-        finals = float32.get((row["network"], row["recipe"]), np.full(1, np.nan))
-        span = f" ({finals.min():.2f} to {finals.max():.2f}, {len(finals)} runs)" if len(finals) > 1 else ""
-        seen = {"float32": f"{finals.mean():.2f}{span}", "percent": 100 * row["torch_accuracy"]}
-        shown.append(row | seen | {"digest": digest})
+        seen = float32.get((row["network"], row["recipe"]), "not measured")
+        shown.append(row | {"digest": digest, "float32": seen, "percent": 100 * row["torch_accuracy"]})
     return shown
 
 
