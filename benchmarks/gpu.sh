@@ -1,43 +1,62 @@
 #!/usr/bin/env bash
-# What results/ should have of an NVIDIA GPU, the most important first: benchmarks/gpu.sh [lockstep|training|accuracy]
-# lockstep and training take at most nine minutes each, accuracy at most three hours. A command that fails or reaches
-# its time limit does not stop the others, but the exit code is 1. It needs no internet: MNIST is read from the cache
-# or from MNIST_DIR. TRY=1 tries every command on the CPU with small numbers and adds nothing to results/.
+# What results/ should have of an NVIDIA GPU, the most important first: benchmarks/gpu.sh [parity|speed|seeds] ...
+# parity takes about two minutes, speed about four, seeds half a minute a seed. A command that fails or reaches its
+# time limit does not stop the others, but the exit code is 1. No internet is needed: MNIST is read from the cache or
+# from MNIST_DIR. TRY=1 tries every command on the CPU with small numbers and adds nothing to results/.
 cd "$(dirname "$0")/.." || exit 1
+export XLA_PYTHON_CLIENT_PREALLOCATE=false  # PyTorch and JAX share the GPU
 if [[ ${TRY:-} ]]; then
-  on=(--device cpu --dataset digits) steps=2 all_steps=4 epochs=1 reach=1 rounds=1 batches=16 seeds=1 limit=600
+  on=(--device cpu --dataset digits) device=cpu publish=() steps=2 bitwise_steps=3 rounds=1 seeds=1 reach=1 epochs=(--epochs 1)
 else
-  on=(--device cuda --publish) steps=100 all_steps=500 epochs=3 reach=5 rounds=5 batches="64 512 2048" seeds=20 limit=
+  on=(--device cuda) device=cuda publish=(--publish) steps=60 bitwise_steps=500 rounds=5 seeds=5 reach=5 epochs=()
 fi
+digest=0338215fc05ee6f298549d18c4bd05f909e8914606f97c2add63886b9af2ce9e  # README's
+logs=$(mktemp -d)
 failed=0
-run() { timeout "${limit:-$1}" python -m "$2" "${on[@]}" "${@:3}" || { echo "failed: ${*:2}" >&2; failed=1; }; }
 
-[[ $# -gt 0 ]] || set -- lockstep training accuracy
+run() { timeout "${TRY:+9}$1" python -m "${@:2}" || { echo "failed: ${*:2}" >&2; failed=1; }; }
+# The same beside others: parity asks for numbers, not for seconds.
+beside() { { run "${@:2}"; exit $failed; } >"$logs/$1" 2>&1 & }
+collect() { wait; cat "$logs"/*; ! grep -q '^failed' "$logs"/* || failed=1; rm -f "$logs"/*; }
+
+parity() {
+  for framework in torch jax; do
+    beside digest-$framework 120 ${framework}_impl.train --network net9954 --dataset digits --epochs 2 \
+      --precision bitwise --device $device --out "$logs/runs/$framework"
+  done
+  for network in "net9954 --recipe reference" "net10040 --recipe tuned"; do
+    beside float64-${network%% *} 150 lockstep --network $network --steps $steps --no-noise-floor "${on[@]}" "${publish[@]}"
+  done
+  # PyTorch on the GPU, Flax on the CPU
+  JAX_PLATFORMS=cpu beside float64-both 150 lockstep --network net9954 --recipe reference --steps $steps \
+    --no-noise-floor "${on[@]/cuda/auto}" "${publish[@]}"
+  JAX_PLATFORMS=cpu beside bitwise-both 200 lockstep --network net9954 --recipe reference --steps $steps \
+    --precision bitwise --no-noise-floor "${on[@]/cuda/auto}" "${publish[@]}"
+  beside bitwise 200 lockstep --network net9954 --recipe reference --steps $bitwise_steps --precision bitwise \
+    --no-noise-floor "${on[@]}" "${publish[@]}"
+  wait
+  [[ $(grep -l "$digest" "$logs"/digest-* | wc -l) = 2 ]] || { echo "failed: the digest of README" >>"$logs/digest"; }
+  rm -rf "$logs/runs"
+  collect
+}
+
+speed() {
+  run 150 benchmarks.training --network net10040 --steps $((2 * steps)) --rounds $rounds --precision float32 bfloat16 \
+    "${on[@]}" "${publish[@]}"
+  run 100 benchmarks.training --network net9808 --recipe tuned --contenders torch jax --time-to-accuracy $reach \
+    --seeds $seeds "${on[@]}" "${publish[@]}"
+}
+
+seeds() {
+  for network in net10040 net9954 net9808; do
+    run $((seeds * 60)) benchmarks.accuracy --network $network --seeds $seeds "${epochs[@]}" "${on[@]}" "${publish[@]}"
+  done
+}
+
+[[ $# -gt 0 ]] || set -- parity speed seeds
 for part; do
-  [[ $part =~ ^(lockstep|training|accuracy)$ ]] ||
-    { echo "error: no part $part; choose lockstep, training or accuracy" >&2; exit 2; }
+  [[ $part =~ ^(parity|speed|seeds)$ ]] || { echo "error: no part $part; choose parity, speed or seeds" >&2; exit 2; }
 done
-for part; do
-  case $part in
-    lockstep)
-      run 100 lockstep --network net9954 --recipe reference --steps $steps --precision float64 --no-noise-floor
-      run 100 lockstep --network net10040 --recipe tuned --steps $steps --precision float64 --no-noise-floor
-      # PyTorch on the GPU, Flax on the CPU
-      JAX_PLATFORMS=cpu run 120 lockstep --network net9954 --recipe reference --steps $steps --device auto --no-noise-floor
-      run 100 lockstep --network net9954 --recipe reference --steps $all_steps --precision bitwise --no-noise-floor
-      run 120 lockstep --network net9954 --recipe reference --steps $steps --precision float32 ;;
-    training)
-      run 160 benchmarks.training --steps $steps --epochs $epochs --rounds $rounds
-      run 220 benchmarks.training --network net9808 --recipe tuned --contenders torch jax \
-        --time-to-accuracy $reach --seeds $seeds
-      run 80 benchmarks.training --network net10040 --recipe tuned --contenders torch jax --steps $steps --epochs 0 \
-        --rounds $rounds --precision float32 bfloat16
-      run 80 benchmarks.training --network net10040 --contenders torch jax --batches $batches ;;
-    accuracy)
-      short=(${TRY:+--epochs 1})
-      for network in net10040 net9954 net9808; do
-        run 3600 benchmarks.accuracy --network $network --seeds $seeds "${short[@]}"
-      done ;;
-  esac
-done
+for part; do "$part"; done
+rm -rf "$logs"
 exit $failed
