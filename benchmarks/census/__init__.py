@@ -1,0 +1,1 @@
+"""Public ports beside their originals: `python -m benchmarks.census`."""
