@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 
 from rich.table import Table
 
+from benchmarks import record
 from lockstep import figure
 from lockstep import pair as pair_file
 from lockstep.runs import KINDS, Comparison, run_lockstep, summarise, turn_everything_on
-from recipe import data, record, report
+from recipe import data, report
 from recipe.checkpoint import state_digest
 from recipe.cli import check_range, optional, run_command
 from recipe.files import write_atomically
@@ -70,7 +71,7 @@ def main(options: LockstepOptions) -> None:
     whole = steps_per_epoch(recipe, images) * recipe.epochs
     steps = whole if options.steps == "all" else options.steps
     check_range("--steps", steps, 1, whole)
-    options.check_publishable(loaded.dataset.name)
+    options.check_record("lockstep", loaded.dataset.name)
     if loaded.note:
         report.show_notice(loaded.note)
 

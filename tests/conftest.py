@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from recipe import data, record
+from benchmarks import record
+from recipe import data
 from recipe.data import Split
 from recipe.mnist import read_originals
 from recipe.networks import NETWORKS

@@ -10,12 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-
-from benchmarks.inference import __main__ as inference
-from benchmarks.inference import measure as measuring
 from benchmarks.inference.__main__ import InferenceOptions, find_run, list_contenders, main
 from benchmarks.inference.engines import ENGINES, Contender, Engine, export_with_torch
 from benchmarks.inference.measure import Measurement, Settings, make_rows, measure
+
+from benchmarks.inference import __main__ as inference
+from benchmarks.inference import measure as measuring
 from export.build import build_model
 from export.fold import fold, steps_of
 from export.images import Images, random_images

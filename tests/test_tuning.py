@@ -4,8 +4,6 @@ import json
 
 import numpy as np
 import pytest
-
-from benchmarks.accuracy import tuning
 from benchmarks.accuracy.tuning import (
     BASE,
     TuningOptions,
@@ -13,6 +11,8 @@ from benchmarks.accuracy.tuning import (
     main,
     parse_changes,
 )
+
+from benchmarks.accuracy import tuning
 from recipe import data, record
 from recipe.data import HOLDOUT, Dataset, Loaded
 from recipe.errors import UserError

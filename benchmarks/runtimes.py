@@ -1,0 +1,249 @@
+"""Our files in runtimes that the project does not need: ``python -m benchmarks.runtimes --help``.
+
+None of them is a dependency, and some cannot be installed together. ``pip install`` takes the names in
+`RUNTIMES`. tinygrad also needs clang, LiteRT the program ``onnx2tf``, ``onnxruntime-web`` Node.js and
+``npm install --prefix DIR onnxruntime-web`` with ``NODE_PATH=DIR/node_modules``.
+"""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.engines import Contender, Predict, load_openvino
+from benchmarks.inference import InferenceOptions, list_contenders, load_run, make_rows, measure, show
+from benchmarks.record import Row, add_rows, newest
+from benchmarks.tables import make_table
+from recipe import report
+from recipe.cli import run_command
+
+IMAGES = 1_000  # some of the runtimes take 50 ms for an image
+
+# Answers images with logits: the number of images (uint32) and their pixels, then 10 numbers for each.
+NODE_PROGRAM = """
+const ort = require("onnxruntime-web"), { readSync, writeSync } = require("fs");
+function read(bytes) {
+  const buffer = Buffer.alloc(bytes);
+  for (let at = 0, count; at < bytes; at += count)
+    if (!(count = readSync(0, buffer, at, bytes - at))) process.exit();
+  return buffer;
+}
+ort.env.wasm.numThreads = 1;
+ort.InferenceSession.create(process.argv[1]).then(async (session) => {
+  while (true) {
+    const count = read(4).readUInt32LE(), pixels = new Float32Array(read(count * 784 * 4).buffer);
+    const image = new ort.Tensor("float32", pixels, [count, 1, 28, 28]);
+    const { logits } = await session.run({ image }, ["logits"]);
+    writeSync(1, Buffer.from(logits.data.buffer, logits.data.byteOffset, logits.data.byteLength));
+  }
+});
+"""
+
+
+def load_opencv(contender: Contender, _: int) -> Predict:
+    """OpenCV's module for networks."""
+    import cv2  # pyright: ignore[reportMissingImports]
+
+    cv2.setNumThreads(1)
+    network = cv2.dnn.readNetFromONNX(str(contender.model))
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        network.setInput(images, "image")
+        return network.forward("logits")
+
+    return predict
+
+
+def load_ncnn(contender: Contender, _: int) -> Predict:
+    """Tencent's ncnn, in float32, from what its converter pnnx writes; one image at a time."""
+    import ncnn  # pyright: ignore[reportMissingImports]
+    import pnnx  # pyright: ignore[reportMissingImports]
+
+    network = ncnn.Net()
+    network.opt.num_threads = 1
+    for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+        setattr(network.opt, f"use_{option}", False)
+    with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
+        shutil.copy(contender.model, Path(folder) / "model.onnx")  # it writes ten files beside the model
+        converter = Path(str(pnnx.__file__)).parent / "pnnx"
+        command = [converter, "model.onnx", "inputshape=[1,1,28,28]", "fp16=0"]
+        subprocess.run(command, cwd=folder, capture_output=True, check=True)
+        network.load_param(f"{folder}/model.ncnn.param")
+        network.load_model(f"{folder}/model.ncnn.bin")
+    (image,), (logits, *_others) = network.input_names(), network.output_names()
+
+    def predict_one(pixels: np.ndarray) -> np.ndarray:
+        extractor = network.create_extractor()
+        extractor.input(image, ncnn.Mat(pixels).clone())  # it may be changed in place
+        return np.array(extractor.extract(logits)[1]).ravel()
+
+    return lambda images: np.stack([predict_one(pixels) for pixels in images])
+
+
+def load_litert(contender: Contender, _: int) -> Predict:
+    """LiteRT, once TensorFlow Lite, from what onnx2tf writes; one image at a time."""
+    from ai_edge_litert.interpreter import Interpreter  # pyright: ignore[reportMissingImports]
+
+    with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
+        command = ["onnx2tf", "-i", contender.model, "-o", folder, "-b", "1", "-n"]
+        subprocess.run(command, capture_output=True, check=True)
+        content = next(Path(folder).glob("*_float32.tflite")).read_bytes()
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    interpreter.allocate_tensors()
+    (image,) = interpreter.get_input_details()
+    # Both outputs have ten numbers and no name that one could rely on; probabilities are at most 1.
+    outputs = [each["index"] for each in interpreter.get_output_details()]
+
+    def predict_one(pixels: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(image["index"], pixels.reshape(image["shape"]))
+        interpreter.invoke()
+        return max((interpreter.get_tensor(each)[0] for each in outputs), key=np.ptp)
+
+    return lambda images: np.stack([predict_one(pixels) for pixels in images])
+
+
+def load_tract(contender: Contender, _: int) -> Predict:
+    """Sonos's tract."""
+    import tract  # pyright: ignore[reportMissingImports]
+
+    network = tract.onnx().load(str(contender.model)).into_model().into_runnable()
+    return lambda images: network.run([images])[0].to_numpy()
+
+
+def load_iree(contender: Contender, _: int) -> Predict:
+    """IREE, compiled for this processor."""
+    from iree import compiler, runtime  # pyright: ignore[reportMissingImports]
+
+    with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
+        path = f"{folder}/model.mlir"
+        command = [sys.executable, "-m", "iree.compiler.tools.import_onnx", contender.model, "-o", path]
+        subprocess.run(command, capture_output=True, check=True)
+        options = {"target_backends": ["llvm-cpu"], "extra_args": ["--iree-llvmcpu-target-cpu=host"]}
+        program = compiler.tools.compile_file(path, input_type="onnx", **options)
+    config = runtime.Config("local-sync")
+    module = runtime.load_vm_module(runtime.VmModule.copy_buffer(config.vm_instance, program), config)
+    names = (name for name in module.vm_module.function_names if not name.startswith("__"))
+    function = module[next(name for name in names if "$async" not in name)]
+    return lambda images: function(images)[0].to_host()
+
+
+def load_onnx2torch(contender: Contender, _: int) -> Predict:
+    """PyTorch again, from the file."""
+    import onnx2torch  # pyright: ignore[reportMissingImports]
+    import torch
+
+    torch.set_num_threads(1)
+    network: Any = torch.inference_mode()(onnx2torch.convert(str(contender.model)).eval())
+    return lambda images: network(torch.from_numpy(images))[0].numpy()
+
+
+def load_tinygrad(contender: Contender, _: int) -> Predict:
+    """tinygrad on the processor, compiled for each batch size."""
+    import tinygrad  # pyright: ignore[reportMissingImports]
+    from tinygrad.nn.onnx import OnnxRunner  # pyright: ignore[reportMissingImports]
+
+    compiled: dict[int, Any] = {}
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        if len(images) not in compiled:
+            network = OnnxRunner(str(contender.model))  # it keeps the batch size of its first call
+            compiled[len(images)] = tinygrad.TinyJit(
+                lambda image: network({"image": image})["logits"].realize()
+            )
+        return compiled[len(images)](tinygrad.Tensor(images.copy()).realize()).numpy()
+
+    return predict
+
+
+def load_reference(contender: Contender, _: int) -> Predict:
+    """The ReferenceEvaluator of the onnx package: NumPy, for checking and not for speed."""
+    from onnx.reference import ReferenceEvaluator
+
+    network = ReferenceEvaluator(str(contender.model))
+    return lambda images: np.asarray(network.run(["logits"], {"image": images})[0])  # pyright: ignore[reportArgumentType]
+
+
+def load_web(contender: Contender, _: int) -> Predict:
+    """ONNX Runtime as WebAssembly in Node.js; images and logits go through a pipe."""
+    command = ["node", "-e", NODE_PROGRAM, str(contender.model.resolve())]
+    node = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert node.stdin and node.stdout
+    questions, answers = node.stdin, node.stdout
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        questions.write(np.uint32(len(images)).tobytes() + images.tobytes())
+        questions.flush()
+        return np.frombuffer(answers.read(len(images) * 40), np.float32).reshape(len(images), 10)
+
+    return predict
+
+
+# For each runtime, the package whose version counts, the module to import, and the function that loads it.
+RUNTIMES: dict[str, tuple[str, str, Callable[[Contender, int], Predict]]] = {
+    "openvino-f32": ("openvino", "openvino", load_openvino),
+    "OpenCV": ("opencv-python-headless", "cv2", load_opencv),
+    "ncnn": ("ncnn", "pnnx", load_ncnn),
+    "LiteRT": ("ai-edge-litert", "ai_edge_litert", load_litert),
+    "tract": ("tract", "tract", load_tract),
+    "IREE": ("iree-base-compiler", "iree", load_iree),
+    "onnx2torch": ("onnx2torch", "onnx2torch", load_onnx2torch),
+    "tinygrad": ("tinygrad", "tinygrad", load_tinygrad),
+    "ReferenceEvaluator": ("onnx", "onnx", load_reference),
+    "onnxruntime-web": ("", "onnx", load_web),
+}
+
+
+def main(options: InferenceOptions) -> None:
+    """Time every runtime that is installed on one image at a time, with the float32 and the int8 file.
+
+    Raises:
+        UserError: a faulty file or data folder.
+    """
+    checkpoint, run, images = load_run(options.model, options.checkpoint, options.data_dir)
+    options.check_record("runtimes", images.name)
+    labels = None if images.labels is None else images.labels[:IMAGES]
+    images = replace(images, test=images.test[:IMAGES], labels=labels)
+    with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
+        files = list_contenders(["onnxruntime int8"], options.model, checkpoint, images, Path(folder))
+        contenders = files + [
+            replace(file, label=file.label.replace("onnxruntime", name), load=load)
+            for name, (_, module, load) in RUNTIMES.items()
+            if importlib.util.find_spec(module)
+            for file in files
+        ]
+        rows = make_rows(
+            *measure(contenders, images.test, [1], options.rounds, options.seconds), run.network, images
+        )
+    show(options.model, rows)
+    packages = {"onnxruntime", "torch", "numpy", *(package for package, _, _ in RUNTIMES.values())} - {""}
+    report.show_line(f"-> {add_rows('runtimes', rows, sorted(packages), options.publish)}")
+
+
+def runtimes_table() -> str:
+    """Each runtime on one image at a time, and the accuracy of the int8 file in it."""
+    known = {(row["network"], row["engine"]): row for row in newest("runtimes", "network", "engine", batch=1)}
+    rows: list[Row] = []
+    for (network, engine), row in known.items():
+        if engine in RUNTIMES:
+            int8 = known.get((network, f"{engine} int8"))
+            name = f"{engine} {row['versions'].get(RUNTIMES[engine][0], '')}".strip()
+            accuracy = "no" if int8 is None else f"{int8['accuracy']:.2%}"
+            rows.append(row | {"name": name, "int8": accuracy, "rows": [row, *([int8] if int8 else [])]})
+    return make_table(
+        "network | runtime | same class | largest difference | batch 1, us (ratio) | accuracy of int8",
+        "`{network}` | {name} | {same_class:,} of {images:,} | {largest_difference:.1e} "
+        "| {p50_us:,.0f} ({ratio:.2f}) | {int8}",
+        sorted(rows, key=lambda row: row["network"]),
+        "benchmarks.runtimes --model models/NETWORK-torch/model.onnx",
+    )
+
+
+if __name__ == "__main__":
+    run_command(InferenceOptions, main, "python -m benchmarks.runtimes")
