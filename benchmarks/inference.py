@@ -15,7 +15,7 @@ from benchmarks.engines import ENGINES, TORCH_EXPORT, Contender, Engine, export_
 from benchmarks.progress import show_progress
 from benchmarks.record import PublishOptions, Row, add_rows, grouped, newest
 from benchmarks.tables import make_table, show_table
-from benchmarks.workers import MatrixProduct, Worker, convolution_flops, round_figures
+from benchmarks.workers import Worker, round_figures
 from export.images import Images, load_images
 from export.metadata import get_metadata, weights_sha256
 from export.quantize import quantize
@@ -139,7 +139,7 @@ def measure(
     rounds: int,
     seconds: float,
     threads: int = 1,
-) -> tuple[list[Measurement], float]:
+) -> list[Measurement]:
     """Time all contenders, every other round in reverse order, each time in a fresh process.
 
     Args:
@@ -150,14 +150,10 @@ def measure(
         seconds: to time each batch size in each process.
         threads: and processors of each process.
 
-    Returns:
-        The measurements, and the FLOP/s of a matrix product on the same cores.
-
     Raises:
-        UserError: the first contender or the matrix product fails.
+        UserError: the first contender fails.
     """
     measurements = [Measurement(contender) for contender in contenders]
-    flops: list[float] = []
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-") as caches,
         show_progress(rounds * len(contenders)) as advance,
@@ -165,8 +161,6 @@ def measure(
         environment = workers.environment("cpu", threads)
         environment |= {"TORCHINDUCTOR_CACHE_DIR": caches, "JAX_ENABLE_COMPILATION_CACHE": "false"}
         for turn in range(rounds):
-            with Worker("matrix", MatrixProduct, "cpu", environment=environment, cores=threads) as worker:
-                flops.append(worker.call("measure"))
             for each in measurements if turn % 2 == 0 else reversed(measurements):
                 contender = each.contender
                 label, arguments = contender.label, (contender, threads, images)
@@ -182,7 +176,7 @@ def measure(
                     each.failed = True
                     report.show_notice(f"{error}; left out")
                 advance(f"{label}, round {turn + 1}")
-    return measurements, max(flops)
+    return measurements
 
 
 def time_process(measurement: Measurement, engine: Worker, batches: Sequence[int], seconds: float) -> None:
@@ -196,7 +190,7 @@ def time_process(measurement: Measurement, engine: Worker, batches: Sequence[int
 
 
 def make_rows(
-    measurements: Sequence[Measurement], flops: float, network: Network, images: Images, threads: int = 1
+    measurements: Sequence[Measurement], network: Network, images: Images, threads: int = 1
 ) -> list[Row]:
     """One row for each contender and batch size; times in microseconds.
 
@@ -232,7 +226,6 @@ def make_rows(
                 **{"p50_us": p50, "p90_us": p90, "p99_us": p99},
                 "ratio": float(np.median(ours / theirs[: len(ours)])),
                 "settled": each.settled[batch],
-                "limit_us": 1e6 * batch * sum(convolution_flops(network)) / flops,
             }
             rows.append(round_figures(about | figures))
     return rows
@@ -259,7 +252,7 @@ def main(options: InferenceOptions) -> None:
         contenders = list_contenders(options.engines, options.model, checkpoint, images, Path(folder))
         how = (batches, options.rounds, options.seconds, options.threads)
         measured = measure(contenders, images.test, *how)
-        rows = make_rows(*measured, run.network, images, options.threads)
+        rows = make_rows(measured, run.network, images, options.threads)
     show(options.model, rows)
     report.show_line(f"-> {add_rows('inference', rows, PACKAGES, options.publish)}")
 
@@ -273,8 +266,6 @@ def show(model: Path, rows: list[Row]) -> None:
         "| {accuracy:.2%} | {same_class:,}",
         sorted(map(mark, rows), key=lambda row: row["batch"]),
     )
-    limit = rows[0]["limit_us"] / rows[0]["batch"]
-    report.show_line(f"limit: {limit:.2f} us an image, its convolutions as fast as a matrix product")
     if not all(row["settled"] for row in rows):
         report.show_line("* still changing after a long warm-up: measure it again when the machine is quiet")
 

@@ -1,8 +1,7 @@
 """Our files in runtimes that the project does not need: ``python -m benchmarks.runtimes --help``.
 
 None of them is a dependency, and some cannot be installed together. ``pip install`` takes the names in
-`RUNTIMES`. tinygrad also needs clang, LiteRT the program ``onnx2tf``, ``onnxruntime-web`` Node.js and
-``npm install --prefix DIR onnxruntime-web`` with ``NODE_PATH=DIR/node_modules``.
+`RUNTIMES`; tinygrad also needs clang.
 """
 
 import importlib.util
@@ -25,26 +24,6 @@ from recipe import report
 from recipe.cli import run_command
 
 IMAGES = 1_000  # some of the runtimes take 50 ms for an image
-
-# Answers images with logits: the number of images (uint32) and their pixels, then 10 numbers for each.
-NODE_PROGRAM = """
-const ort = require("onnxruntime-web"), { readSync, writeSync } = require("fs");
-function read(bytes) {
-  const buffer = Buffer.alloc(bytes);
-  for (let at = 0, count; at < bytes; at += count)
-    if (!(count = readSync(0, buffer, at, bytes - at))) process.exit();
-  return buffer;
-}
-ort.env.wasm.numThreads = 1;
-ort.InferenceSession.create(process.argv[1]).then(async (session) => {
-  while (true) {
-    const count = read(4).readUInt32LE(), pixels = new Float32Array(read(count * 784 * 4).buffer);
-    const image = new ort.Tensor("float32", pixels, [count, 1, 28, 28]);
-    const { logits } = await session.run({ image }, ["logits"]);
-    writeSync(1, Buffer.from(logits.data.buffer, logits.data.byteOffset, logits.data.byteLength));
-  }
-});
-"""
 
 
 def load_opencv(contender: Contender, _: int) -> Predict:
@@ -83,28 +62,6 @@ def load_ncnn(contender: Contender, _: int) -> Predict:
         extractor = network.create_extractor()
         extractor.input(image, ncnn.Mat(pixels).clone())  # it may be changed in place
         return np.array(extractor.extract(logits)[1]).ravel()
-
-    return lambda images: np.stack([predict_one(pixels) for pixels in images])
-
-
-def load_litert(contender: Contender, _: int) -> Predict:
-    """LiteRT, once TensorFlow Lite, from what onnx2tf writes; one image at a time."""
-    from ai_edge_litert.interpreter import Interpreter  # pyright: ignore[reportMissingImports]
-
-    with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
-        command = ["onnx2tf", "-i", contender.model, "-o", folder, "-b", "1", "-n"]
-        subprocess.run(command, capture_output=True, check=True)
-        content = next(Path(folder).glob("*_float32.tflite")).read_bytes()
-    interpreter = Interpreter(model_content=content, num_threads=1)
-    interpreter.allocate_tensors()
-    (image,) = interpreter.get_input_details()
-    # Both outputs have ten numbers and no name that one could rely on; probabilities are at most 1.
-    outputs = [each["index"] for each in interpreter.get_output_details()]
-
-    def predict_one(pixels: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(image["index"], pixels.reshape(image["shape"]))
-        interpreter.invoke()
-        return max((interpreter.get_tensor(each)[0] for each in outputs), key=np.ptp)
 
     return lambda images: np.stack([predict_one(pixels) for pixels in images])
 
@@ -170,33 +127,16 @@ def load_reference(contender: Contender, _: int) -> Predict:
     return lambda images: np.asarray(network.run(["logits"], {"image": images})[0])  # pyright: ignore[reportArgumentType]
 
 
-def load_web(contender: Contender, _: int) -> Predict:
-    """ONNX Runtime as WebAssembly in Node.js; images and logits go through a pipe."""
-    command = ["node", "-e", NODE_PROGRAM, str(contender.model.resolve())]
-    node = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert node.stdin and node.stdout
-    questions, answers = node.stdin, node.stdout
-
-    def predict(images: np.ndarray) -> np.ndarray:
-        questions.write(np.uint32(len(images)).tobytes() + images.tobytes())
-        questions.flush()
-        return np.frombuffer(answers.read(len(images) * 40), np.float32).reshape(len(images), 10)
-
-    return predict
-
-
 # For each runtime, the package whose version counts, the module to import, and the function that loads it.
 RUNTIMES: dict[str, tuple[str, str, Callable[[Contender, int], Predict]]] = {
     "openvino-f32": ("openvino", "openvino", load_openvino),
     "OpenCV": ("opencv-python-headless", "cv2", load_opencv),
     "ncnn": ("ncnn", "pnnx", load_ncnn),
-    "LiteRT": ("ai-edge-litert", "ai_edge_litert", load_litert),
     "tract": ("tract", "tract", load_tract),
     "IREE": ("iree-base-compiler", "iree", load_iree),
     "onnx2torch": ("onnx2torch", "onnx2torch", load_onnx2torch),
     "tinygrad": ("tinygrad", "tinygrad", load_tinygrad),
     "ReferenceEvaluator": ("onnx", "onnx", load_reference),
-    "onnxruntime-web": ("", "onnx", load_web),
 }
 
 
@@ -218,11 +158,10 @@ def main(options: InferenceOptions) -> None:
             if importlib.util.find_spec(module)
             for file in files
         ]
-        rows = make_rows(
-            *measure(contenders, images.test, [1], options.rounds, options.seconds), run.network, images
-        )
+        measured = measure(contenders, images.test, [1], options.rounds, options.seconds)
+        rows = make_rows(measured, run.network, images)
     show(options.model, rows)
-    packages = {"onnxruntime", "torch", "numpy", *(package for package, _, _ in RUNTIMES.values())} - {""}
+    packages = {"onnxruntime", "torch", "numpy", *(package for package, _, _ in RUNTIMES.values())}
     report.show_line(f"-> {add_rows('runtimes', rows, sorted(packages), options.publish)}")
 
 

@@ -75,8 +75,8 @@ def describe_machine(key: str) -> str:
 def show_table(title: str, header: str, line: str, rows: Sequence[Row]) -> None:
     """Print rows; header and line as in `make_table`, and the first column to the left."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in header.split(" | "):
-        table.add_column(heading, justify="right" if table.columns else "left", no_wrap=True)
+    for heading in header.split("|"):
+        table.add_column(heading.strip(), justify="right" if table.columns else "left")
     for row in rows:
-        table.add_row(*_format(line, row).split(" | "))
+        table.add_row(*_format(line, row).translate({ord(mark): None for mark in "`*"}).split(" | "))
     report.console.print(table)

@@ -30,6 +30,7 @@ from recipe.recipes import RECIPES, Recipe, get_recipe
 from recipe.run import Trainer
 
 SCRIPTED = ("net10040", "net9954")  # the networks that the hand-written scripts train
+SCRIPTS = {"torch-script": "torch_script", "jax-script": "flax_script"}  # in benchmarks/baselines/
 PACKAGES = ("torch", "torchvision", "jax", "jaxlib", "flax", "optax", "numpy")
 
 Kind = Literal["torch-script", "torch", "jax-script", "jax"]
@@ -72,7 +73,7 @@ class Contender:
     @property
     def is_script(self) -> bool:
         """True for a hand-written script."""
-        return self.kind.endswith("-script")
+        return self.kind in SCRIPTS
 
     def row(self, measure: str, **figures: Any) -> Row:
         """A row of ``training.jsonl``."""
@@ -137,7 +138,7 @@ class Script:
     """One of `benchmarks.baselines`, in a process of its own."""
 
     def __init__(self, contender: Contender, split: Split):
-        script = importlib.import_module(f"benchmarks.baselines.{contender.kind.split('-')[0]}_script")
+        script = importlib.import_module(f"benchmarks.baselines.{SCRIPTS[contender.kind]}")
         model = getattr(script, contender.network)()
         self.train, batch = script.make_training(model, contender.device), contender.recipe.batch
         if contender.kind == "torch-script":
@@ -200,7 +201,7 @@ def main(options: TrainingOptions) -> None:
         contenders = [
             Contender(kind, network, recipe, workers.resolve_device(options.device), precision)
             for kind in options.contenders
-            for precision in (("float32",) if kind.endswith("-script") else options.precision)
+            for precision in (("float32",) if kind in SCRIPTS else options.precision)
         ]
         if network not in SCRIPTED or options.time_to_accuracy:
             contenders = [each for each in contenders if not each.is_script]
