@@ -13,11 +13,9 @@ from export.images import Images, load_images
 from export.metadata import DESCRIBED
 from export.pipeline import Export, export
 from export.verify import BATCHES
-from recipe import report
-from recipe.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
-from recipe.cli import optional, run_command
-from recipe.errors import UserError
-from recipe.files import write_atomically
+from recipe import console
+from recipe.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, write_atomically
+from recipe.console import UserError, optional, run_command
 
 PROGRAM = "python -m export"
 
@@ -51,14 +49,14 @@ def main(options: ExportOptions) -> None:
     checkpoint.check_config(*DESCRIBED)
     images = load_images(checkpoint, options.data_dir)
     if images.note:
-        report.show_notice(images.note)
+        console.show_notice(images.note)
     try:
         exported = export(checkpoint, images, options.int8, options.feature_maps)
     except UserError as error:
         raise UserError(f"{options.out} was not written: {error}") from error
     write_atomically(options.out, exported.content)
     for line in describe_export(options.out, checkpoint, images, exported):
-        report.show_line(line)
+        console.show_line(line)
 
 
 def check_destination(path: Path) -> None:
@@ -102,7 +100,7 @@ def describe_export(out: Path, checkpoint: Checkpoint, images: Images, exported:
 
 if __name__ == "__main__":
     if len(sys.argv) == 1:
-        report.show_error(
+        console.show_error(
             "give --checkpoint RUN (a run's folder or its checkpoint) and --out FILE (the file to write); "
             f"see {PROGRAM} --help"
         )

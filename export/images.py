@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from recipe.checkpoint import Checkpoint
+from recipe.console import UserError
 from recipe.data import Reader, load
-from recipe.errors import UserError
 from recipe.networks import IMAGE_SHAPE
 
 RANDOM_IMAGES = 2_000

@@ -5,8 +5,8 @@ from typing import Literal
 import numpy as np
 
 from recipe.checkpoint import Checkpoint, Tensors
+from recipe.console import UserError
 from recipe.data import EVALUATION_BATCH, MEAN, STD
-from recipe.errors import UserError
 from recipe.networks import Network
 
 

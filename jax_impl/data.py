@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from recipe.data import Dataset
-from recipe.errors import UserError
-from recipe.mnist import ORIGINALS, check_reachable, read_original, read_originals
+from recipe.console import UserError
+from recipe.data import ORIGINALS, Dataset, check_reachable, read_original, read_originals
 
 URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"  # tfds's own, whose checksums it knows
 
 
 def read_mnist(originals: Path | None) -> Dataset:
-    """Decode MNIST, from a folder of the original files (see `recipe.mnist.read_originals`) or the network.
+    """Decode MNIST, from a folder of the original files (see `recipe.data.read_originals`) or the network.
 
     Raises:
         UserError: a fault of the folder.

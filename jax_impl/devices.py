@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -11,12 +12,9 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from recipe import report
-from recipe.errors import UserError, reason
-from recipe.options import TrainOptions
+from recipe.console import UserError, exit_code, reason
 from recipe.plan import Plan
-from recipe.run import Framework, train
-from recipe.signals import exit_code
+from recipe.run import Framework, TrainOptions, train
 
 AXIS = "devices"
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long is lost
@@ -118,7 +116,7 @@ def run(options: TrainOptions, framework: Framework) -> None:
 
 def _leave(code: int) -> NoReturn:
     """End before JAX does, which would wait for the other processes and abort if one is lost."""
-    report.screen.flush()
+    sys.stdout.flush()
     os._exit(code)
 
 

@@ -11,9 +11,9 @@ from jax import Array, lax
 
 from jax_impl import devices
 from jax_impl.ops import avg_pool, batch_norm, compute_once, conv2d, max_pool
-from recipe.chance import keep_mask
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
 from recipe.networks import Average, AvgPool, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
+from recipe.random_numbers import keep_mask
 
 
 class ConvNet(nnx.Module):
@@ -36,7 +36,7 @@ class ConvNet(nnx.Module):
 
         Args:
             x: normalised images (N, 28, 28, 1), in the type to compute in.
-            dropout_keys: int32 (dropout layers, 2), see `recipe.chance.epoch_dropout_keys`; None: no dropout.
+            dropout_keys: int32 (dropout layers, 2), see `recipe.random_numbers.epoch_dropout_keys`; None: no dropout.
 
         Returns:
             (N, 10), at least float32.
@@ -117,7 +117,7 @@ def number_elements(shape: Shape) -> Array:
 
 
 def drop(x: Array, rate: float, key: Array, element: Array) -> Array:
-    """Dropout of (N, H, W, C) by the hash of `recipe.chance.keep_mask`.
+    """Dropout of (N, H, W, C) by the hash of `recipe.random_numbers.keep_mask`.
 
     The key is int32 (2,); ``element`` is from `number_elements`.
     """

@@ -15,18 +15,16 @@ from jax import Array, lax
 from jax_impl import devices
 from jax_impl.data import read_mnist
 from jax_impl.model import ConvNet, dump_tensors, load_tensors
+from recipe.augmentation import SIDE, UNIT, crop, pad, warp
 from recipe.checkpoint import Tensors
-from recipe.cli import run_command
+from recipe.console import UserError, run_command
 from recipe.data import EVALUATION_BATCH, MEAN, STD, Split, cache_folder
-from recipe.errors import UserError
-from recipe.grid import MOMENTUM, STATE, round_to_grid
 from recipe.networks import Network
-from recipe.options import TrainOptions
 from recipe.plan import Plan
+from recipe.provenance import count_cores
 from recipe.recipes import PRECISIONS, Recipe
-from recipe.record import count_cores
-from recipe.run import Framework
-from recipe.warp import SIDE, UNIT, crop, pad, warp
+from recipe.rounding import MOMENTUM, STATE, round_to_grid
+from recipe.run import Framework, TrainOptions
 
 
 def normalise(pixels: Array, white: int, dtype: jnp.dtype) -> Array:
@@ -54,7 +52,7 @@ def training_loss(
         model: in training mode.
         recipe: for label smoothing.
         dtype: the type to compute in.
-        padded: all training images, from `recipe.warp.pad`.
+        padded: all training images, from `recipe.augmentation.pad`.
         labels: all training labels, int32.
         step: one step of a plan.
     """

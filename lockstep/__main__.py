@@ -13,14 +13,13 @@ from rich.table import Table
 from lockstep import figure
 from lockstep import pair as pair_file
 from lockstep.runs import KINDS, Comparison, run_lockstep, summarise, turn_everything_on
-from recipe import data, record, report
-from recipe.checkpoint import state_digest
-from recipe.cli import check_range, optional, run_command
-from recipe.files import write_atomically
+from recipe import console, data, record
+from recipe.checkpoint import state_digest, write_atomically
+from recipe.console import check_range, optional, run_command
 from recipe.networks import get_network
-from recipe.options import MAX_SEED, NETWORK, DataOptions, DeviceOptions
 from recipe.plan import steps_per_epoch
 from recipe.recipes import RECIPES, get_recipe
+from recipe.run import MAX_SEED, NETWORK, DataOptions, DeviceOptions
 
 PACKAGES = ("torch", "torchvision", "jax", "jaxlib", "flax", "optax", "numpy")
 HEADINGS = {"torch_jax": "PyTorch, Flax", "torch_torch": "PyTorch, itself", "jax_jax": "Flax, itself"}
@@ -72,12 +71,12 @@ def main(options: LockstepOptions) -> None:
     check_range("--steps", steps, 1, whole)
     options.check_publishable(loaded.dataset.name)
     if loaded.note:
-        report.show_notice(loaded.note)
+        console.show_notice(loaded.note)
 
     began = time.perf_counter()
     frameworks = [torch_impl.train.Trainer, jax_impl.train.Trainer] * (2 if options.noise_floor else 1)
     trainers = [make(network, recipe, split, options.device, options.precision) for make in frameworks]
-    with report.make_progress() as progress:
+    with console.make_progress() as progress:
         task = progress.add_task("compiling", total=steps)
         losses, comparisons = run_lockstep(
             trainers,
@@ -123,7 +122,7 @@ def main(options: LockstepOptions) -> None:
     figure.save_series(path.parent, run, series)
     picture = record.BENCH / f"lockstep-{run}.png"
     write_atomically(picture, figure.draw(row, series))
-    report.show_line(f"row and series: {path.parent}\npicture: {picture}")
+    console.show_line(f"row and series: {path.parent}\npicture: {picture}")
 
 
 def show(row: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
@@ -139,14 +138,14 @@ def show(row: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
         if f"torch_jax_{key}" in row:
             numbers = [row[f"{pair}_{key}"] for pair in comparisons]
             table.add_row(words, *(f"{n:.1e}" if isinstance(n, float) else str(n) for n in numbers))
-    report.console.print(table)
+    console.screen.print(table)
     if "torch_accuracy" in row:
-        report.show_line("accuracy: PyTorch {torch_accuracy:.2%}, Flax {jax_accuracy:.2%}".format(**row))
+        console.show_line("accuracy: PyTorch {torch_accuracy:.2%}, Flax {jax_accuracy:.2%}".format(**row))
     _, name = max(comparisons["torch_jax"].largest.values())
     if row["torch_digest"] == row["jax_digest"]:
-        report.show_line(f"both end with SHA-256 {row['torch_digest']}")
+        console.show_line(f"both end with SHA-256 {row['torch_digest']}")
     else:
-        report.show_line(f"PyTorch and Flax differ most in {name}")
+        console.show_line(f"PyTorch and Flax differ most in {name}")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from recipe import report
-from recipe.cli import check_range
-from recipe.errors import UserError, explain
-from recipe.files import write_atomically
-from recipe.options import MAX_SEED
+from recipe import console
+from recipe.checkpoint import write_atomically
+from recipe.console import UserError, check_range, explain
+from recipe.run import MAX_SEED
 
 NEEDED = ("torch_model", "flax_model", "inputs")
 OPTIONAL = ("pairs", "flax_inputs", "torch_loss", "flax_loss", "torch_optimizer", "flax_optimizer")
@@ -77,8 +76,8 @@ def main(options: PairOptions) -> None:
         backward=options.backward,
         float32=options.float32,
     )
-    if report.console.is_terminal:
-        report.console.print(result)
+    if console.screen.is_terminal:
+        console.screen.print(result)
     else:  # 80 columns, as a file has them, are too few for the table
         print(result)
     if options.json:
@@ -86,7 +85,7 @@ def main(options: PairOptions) -> None:
     if options.arrays and result.first:
         result.save_arrays(options.arrays)
     elif options.arrays:
-        report.show_notice(f"nothing differs, so {options.arrays} was not written")
+        console.show_notice(f"nothing differs, so {options.arrays} was not written")
     if not result.equal:
         sys.exit(1)
 
@@ -131,7 +130,7 @@ def load(path: Path) -> ModuleType:
     for name in vars(module):
         meant = difflib.get_close_matches(name.lower(), OPTIONAL, 1, 0.85)
         if meant and name not in OPTIONAL:
-            report.show_notice(f"{path} defines {name}, which is not used; did you mean {meant[0]}?")
+            console.show_notice(f"{path} defines {name}, which is not used; did you mean {meant[0]}?")
     return module
 
 

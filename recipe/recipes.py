@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from recipe.errors import UserError
+from recipe.console import UserError
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Precision:
 
     dtype: str  # of weights, statistics, optimizer and loss
     compute_dtype: str  # of the activations
-    on_grid: bool = False  # see `recipe.grid`
+    on_grid: bool = False  # see `recipe.rounding`
 
 
 PRECISIONS = {

@@ -1,27 +1,415 @@
 """A training run from options to run folder; a framework only supplies a `Trainer`."""
 
 import dataclasses
+import io
+import json
+import reprlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
+from filelock import FileLock, Timeout
+from rich.table import Table
 
 from recipe import checkpoint as checkpoints
-from recipe import data, record, report
-from recipe.checkpoint import Checkpoint, Tensors, initial_tensors, load_checkpoint
-from recipe.data import Split
-from recipe.errors import UserError
-from recipe.folder import RunFolder, is_own, open_folder
-from recipe.networks import Network, Norm
-from recipe.options import TrainOptions
+from recipe import console, data, provenance
+from recipe.checkpoint import (
+    Checkpoint,
+    Tensors,
+    initial_tensors,
+    load_checkpoint,
+    read_at_most,
+    remove_leftovers,
+    write_atomically,
+)
+from recipe.console import UserError, check_range, encode_png, one_line, optional, subplots
+from recipe.data import GOAL, Split
+from recipe.networks import NETWORKS, Conv, Network, Norm, get_network
 from recipe.plan import Plan, make_plans, steps_per_epoch
-from recipe.recipes import Recipe
-from recipe.settings import Settings, check_options, settings_of_checkpoint, settings_of_options, shorten
+from recipe.recipes import PRECISIONS, RECIPES, Recipe, get_recipe
+
+NETWORK = "|".join([*NETWORKS, "LAYERS"])
+MAX_EPOCHS, MAX_BATCH, MAX_SEED, MAX_DEVICES = 1000, 10_000, 2**63 - 1, 1024
+
+Dataset = Literal["auto", "mnist", "digits"]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["float32", "float64", "bfloat16", "bitwise"]
+SplitName = Literal["test", "holdout"]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where the images come from."""
+
+    dataset: Dataset = "auto"
+    """auto: MNIST if it is available, else scikit-learn's digits."""
+    data_dir: Annotated[Path | None, optional("DIR")] = None
+    """Folder with the four original MNIST files (or set MNIST_DIR)."""
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where the arithmetic is done."""
+
+    device: Device = "auto"
+    """auto: the GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class TrainOptions(DeviceOptions, DataOptions):
+    """Train one network by one recipe. The same flags and files in both frameworks."""
+
+    network: Annotated[str | None, optional(NETWORK, "net10040")] = None
+    """Which network to train: a name, or a list of layers in quotes. 16 is a 3x3 convolution to 16 channels,
+    16x1 a 1x1 one, 16@a shares its weights with every other @a; batch norm and ReLU follow each but the last.
+    Further words: pool, avgpool, average, dropout, and bias right after the last convolution."""
+    recipe: Annotated[str | None, optional("|".join(RECIPES), "tuned")] = None
+    """Which hyperparameters to use."""
+    epochs: Annotated[int | None, optional("INT", "the recipe's")] = None
+    """Length of the schedule."""
+    batch: Annotated[int | None, optional("INT", "the recipe's")] = None
+    """Images in each step."""
+    seed: Annotated[int | None, optional("INT", "0")] = None
+    """Decides initial weights, image order, augmentation and dropout."""
+    split: Annotated[SplitName | None, optional("test|holdout", "test")] = None
+    """Validate on the test images or on the last training images."""
+    precision: Annotated[Precision | None, optional("float32|float64|bfloat16|bitwise", "float32")] = None
+    """Type of the arithmetic. bitwise: float64, with equal bits everywhere."""
+    devices: Annotated[int | None, optional("INT", "1")] = None
+    """Train on this many devices at once; each takes its share of every batch."""
+    max_steps: Annotated[int | None, optional("INT")] = None
+    """Stop after this step of the schedule, evaluate and save."""
+    out: Annotated[Path | None, optional("DIR", "runs/FRAMEWORK-NETWORK-RECIPE-SEED")] = None
+    """Folder for the run's files."""
+    resume: Annotated[Path | None, optional("RUN")] = None
+    """Go on with a run: its folder or its checkpoint, of either framework."""
+
+    def validate(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            UserError: naming the first faulty option.
+        """
+        check_range("--epochs", self.epochs, 1, MAX_EPOCHS)
+        check_range("--batch", self.batch, 1, MAX_BATCH)
+        check_range("--seed", self.seed, 0, MAX_SEED)
+        check_range("--devices", self.devices, 1, MAX_DEVICES)
+        check_range("--max-steps", self.max_steps, 1, 10**9)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Two runs with equal settings do the same, in either framework."""
+
+    network: Network
+    recipe: Recipe
+    seed: int
+    precision: str
+    split: str
+    dataset: str  # auto, mnist or digits
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings for ``config.json``, except the data."""
+        return {
+            "network": self.network.name,
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+            "precision": self.precision,
+            "split": self.split,
+        }
+
+
+def settings_of_options(options: TrainOptions) -> Settings:
+    """The settings of a new run.
+
+    Raises:
+        UserError: there is no such network or recipe.
+    """
+    network = get_network(options.network or "net10040")
+    recipe = get_recipe(network.name, options.recipe or "tuned")
+    return Settings(
+        network=network,
+        recipe=replace(recipe, epochs=options.epochs or recipe.epochs, batch=options.batch or recipe.batch),
+        seed=options.seed or 0,
+        precision=options.precision or "float32",
+        split=options.split or "test",
+        dataset=options.dataset,
+    )
+
+
+def settings_of_checkpoint(checkpoint: Checkpoint, name: str) -> Settings:
+    """The settings of the run that wrote a checkpoint.
+
+    Args:
+        checkpoint: of the run.
+        name: of its file, for messages.
+
+    Raises:
+        UserError: a setting is missing, or this version does not have it.
+    """
+    checkpoint.check_config("recipe.name", "seed", "precision", "split", "data.name", "data.fingerprint")
+    config = checkpoint.config
+    stored = config["recipe"]
+    recipe = get_recipe(checkpoint.network.name, stored["name"])
+    for key, high in {"epochs": MAX_EPOCHS, "batch": MAX_BATCH}.items():
+        if type(stored.get(key)) is int and 1 <= stored[key] <= high:
+            recipe = replace(recipe, **{key: stored[key]})
+    ours = asdict(recipe)
+    for key in ours | stored:
+        theirs, this = stored.get(key, "(nothing)"), ours.get(key, "(nothing)")
+        if theirs != this:
+            raise UserError(
+                f"{name} is of a run with recipe.{key} {shorten(theirs)}; in this version {recipe.name} has "
+                f"{shorten(this)}; train anew"
+            )
+    for key, choices in {
+        "precision": tuple(PRECISIONS),
+        "split": ("test", "holdout"),
+        "data.name": ("mnist", "digits"),
+    }.items():
+        value = config["data"]["name"] if key == "data.name" else config[key]
+        if value not in choices:
+            raise UserError(f"{name} is of a run with {key} {shorten(value)}; known: {', '.join(choices)}")
+    if not 0 <= config["seed"] <= MAX_SEED:
+        raise UserError(f"{name} is of a run with seed {config['seed']}, which is out of range")
+    return Settings(
+        checkpoint.network,
+        recipe,
+        config["seed"],
+        config["precision"],
+        config["split"],
+        config["data"]["name"],
+    )
+
+
+def check_options(options: TrainOptions, settings: Settings, name: str) -> None:
+    """Refuse options that contradict the run that goes on.
+
+    Raises:
+        UserError: naming all of them.
+    """
+    run = {
+        "--network": (options.network and get_network(options.network).name, settings.network.name),
+        "--recipe": (options.recipe, settings.recipe.name),
+        "--epochs": (options.epochs, settings.recipe.epochs),
+        "--batch": (options.batch, settings.recipe.batch),
+        "--seed": (options.seed, settings.seed),
+        "--precision": (options.precision, settings.precision),
+        "--split": (options.split, settings.split),
+        "--dataset": (None if options.dataset == "auto" else options.dataset, settings.dataset),
+    }
+    wrong = {flag: pair for flag, pair in run.items() if pair[0] is not None and pair[0] != pair[1]}
+    if wrong:
+        theirs = ", ".join(f"{flag} {stored}" for flag, (_, stored) in wrong.items())
+        raise UserError(f"{name} is of a run with {theirs}; leave out {', '.join(wrong)}")
+
+
+def shorten(value: object) -> str:
+    """A value from a file, in a message: text as it is unless it is long."""
+    return value if isinstance(value, str) and len(value) <= 100 else reprlib.repr(value)
+
+
+CURVES, CONFIG, LOCK = "curves.png", "config.json", ".lock"
+MAX_CONFIG_BYTES = 2**20
+FILES = (checkpoints.FILE_NAME, CONFIG, "losses.npy", "metrics.jsonl", CURVES)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that belongs to one run."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the checkpoint is."""
+        return self.path / checkpoints.FILE_NAME
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Save the run's state, and the files that are derived from it for people and programs.
+
+        The checkpoint comes first and holds everything, so a crash in between loses nothing.
+        """
+        checkpoints.save_checkpoint(self.checkpoint, checkpoint)
+        for name, content in _derived(checkpoint).items():
+            write_atomically(self.path / name, content)
+
+    def save_config(self, config: dict[str, Any]) -> None:
+        """Write ``config.json``."""
+        write_atomically(self.path / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+    def save_curves(self, checkpoint: Checkpoint) -> None:
+        """Draw ``curves.png``."""
+        write_atomically(self.path / CURVES, draw_curves(checkpoint))
+
+    def complete(self, checkpoint: Checkpoint) -> bool:
+        """Write the files that a killed run did not write after its last checkpoint.
+
+        Returns:
+            False if all files were there already.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        files = _derived(checkpoint) | {CURVES: draw_curves(checkpoint)}
+        missing = {name: content for name, content in files.items() if not self._holds(name, content)}
+        for name, content in missing.items():
+            write_atomically(self.path / name, content)
+        return bool(missing)
+
+    def _holds(self, name: str, content: bytes) -> bool:
+        try:
+            return read_at_most(self.path / name, len(content)) == content
+        except OSError:
+            return False
+
+
+def _derived(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The files that are made from the checkpoint, by name; the picture is not among them."""
+    losses = io.BytesIO()
+    np.save(losses, checkpoint.losses, allow_pickle=False)
+    lines = "".join(json.dumps(entry) + "\n" for entry in checkpoint.metrics)
+    return {"losses.npy": losses.getvalue(), "metrics.jsonl": lines.encode()}
+
+
+def is_own(path: Path, resume: Path | None) -> bool:
+    """Whether ``resume`` is the checkpoint of the folder ``path`` itself."""
+    own = path / checkpoints.FILE_NAME
+    return resume is not None and resume.exists() and resume.resolve() == own.resolve()
+
+
+@contextmanager
+def open_folder(path: Path, resume: Path | None) -> Iterator[RunFolder]:
+    """Lock a folder for a run. It must be free of runs, except for the one that this run goes on from.
+
+    Raises:
+        UserError: it cannot be written, another process is running in it, or it holds a run already.
+    """
+    with _lock(path):
+        folder = RunFolder(path)
+        if folder.checkpoint.exists() and not is_own(path, resume):
+            raise UserError(
+                f"{path} already holds a run{_dataset(path)}; choose another --out, "
+                f"or go on with --resume {path}"
+            )
+        try:
+            for name in FILES:
+                remove_leftovers(path / name)
+        except OSError as error:
+            raise _unusable(path, error) from None
+        yield folder
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Make a folder and lock it, by a file in it that is removed before the lock is released."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path / LOCK, blocking=False).acquire()
+    except Timeout:
+        raise UserError(f"another run is at work in {path}; wait for it or choose another --out") from None
+    except OSError as error:
+        raise _unusable(path, error) from None
+    with held:
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (path / LOCK).unlink()
+
+
+def _dataset(path: Path) -> str:
+    """What the run in a folder was trained on, in words; nothing if its config does not tell."""
+    try:
+        config = json.loads(read_at_most(path / CONFIG, MAX_CONFIG_BYTES))
+        return f" on {one_line(str(config['data']['name']))[:20]}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _unusable(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or error
+    return UserError(f"cannot use {path} as run folder: {reason}; choose another --out")
+
+
+def show_layers(network: Network) -> None:
+    """Print every layer with its output shape and parameter count."""
+    table = Table(title=network.name)
+    table.add_column("layer")
+    table.add_column("what")
+    table.add_column("output (C, H, W)", justify="right")
+    table.add_column("parameters", justify="right")
+    for layer in network.layers:
+        operation = layer.operation
+        what = type(operation).__name__
+        if isinstance(operation, Conv):
+            side, pad = operation.kernel, f" pad {operation.pad}" if operation.pad else ""
+            what = f"{what} {side}x{side}{pad}, {layer.in_shape[0]} -> {operation.channels}"
+            what += f", weights of {layer.owner}" if layer.owner != layer.name else ""
+        shape = ", ".join(str(size) for size in layer.out_shape)
+        table.add_row(layer.name, what, shape, f"{layer.parameter_count:,}")
+    table.add_section()
+    table.add_row("total", "no fully connected layer", "", f"{network.parameter_count:,}")
+    console.screen.print(table)
+
+
+EPOCH_HEADER = "  epoch       lr   train loss  accuracy     val loss  accuracy   seconds"
+
+
+def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
+    """One line on one epoch, aligned under `EPOCH_HEADER`: at most 80 columns."""
+    return (
+        f"{metrics['epoch']:>3}/{epochs:<3}  {metrics['lr']:7.5f}"
+        f"  {metrics['train_loss']:11.4f}  {100 * metrics['train_accuracy']:6.2f} %"
+        f"  {metrics['val_loss']:11.4f}  {100 * metrics['val_accuracy']:6.2f} %  {metrics['seconds']:8.1f}"
+    )
+
+
+def summary(metrics: list[dict[str, Any]], parameters: int, data: str, compile_seconds: float) -> str:
+    """The closing lines of a run: final and best validation accuracy, parameters, seconds, digest."""
+    compilation = f", and {compile_seconds:.1f} s to compile" if compile_seconds >= 0.05 else ""
+    final, best = metrics[-1], max(metrics, key=lambda entry: entry["val_accuracy"])
+    seconds = sum(entry["seconds"] for entry in metrics)
+    return (
+        f"final validation accuracy {100 * final['val_accuracy']:.2f} % (epoch {final['epoch']}, {data})\n"
+        f"best  validation accuracy {100 * best['val_accuracy']:.2f} % (epoch {best['epoch']})\n"
+        f"parameters {parameters:,}   training time {seconds:.1f} s{compilation}\n"
+        f"SHA-256 of the state {final['digest']}"
+    )
+
+
+def draw_curves(checkpoint: Checkpoint) -> bytes:
+    """Loss of every step, and loss and accuracy of every epoch, as PNG bytes."""
+    config, metrics = checkpoint.config, checkpoint.metrics
+    steps = [entry["step"] for entry in metrics]
+    figure, (left, right) = subplots(1, 2, figsize=(11, 4))
+    left.plot(np.arange(1, checkpoint.step + 1), checkpoint.losses, lw=0.3, color="C0", alpha=0.6)
+    left.plot(steps, [entry["train_loss"] for entry in metrics], "o-", ms=3, color="C0", label="train")
+    left.plot(steps, [entry["val_loss"] for entry in metrics], "o-", ms=3, color="C1", label="validation")
+    left.set(xlabel="step", ylabel="loss", yscale="log")
+    for name, label, colour in (("train_accuracy", "train", "C0"), ("val_accuracy", "validation", "C1")):
+        accuracies = [100 * entry[name] for entry in metrics]
+        right.plot([entry["epoch"] for entry in metrics], accuracies, "o-", ms=3, color=colour, label=label)
+    if config["data"]["name"] == "mnist":
+        right.axhline(100 * GOAL, color="grey", lw=0.8, ls="--", label=f"goal: {100 * GOAL:g} %")
+    shown = [entry["val_accuracy"] for entry in metrics]
+    shown += [entry["train_accuracy"] for entry in metrics[1:]]  # the first epoch's would flatten the rest
+    right.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(100 * min(shown, default=0.0) - 1, 100.0))
+    right.xaxis.get_major_locator().set_params(integer=True)
+    left.legend(loc="upper right")
+    right.legend(loc="lower right")
+    figure.suptitle(
+        f"{config['network']}, {config['recipe']['name']}, seed {config['seed']}, {config['framework']}, "
+        f"{config['data']['name']}"
+    )
+    return encode_png(figure)
+
 
 # A checkpoint holds the loss of every step. With more steps it would be too large to read at once.
 MAX_STEPS = 4_000_000
@@ -221,10 +609,10 @@ def _finish(run: Run, state: Checkpoint) -> None:
     if is_own(run.out, run.resume):
         with open_folder(run.out, run.resume) as folder:
             if folder.complete(state):
-                report.show_notice(f"the run had reached its last step; completed the files in {run.out}")
+                console.show_notice(f"the run had reached its last step; completed the files in {run.out}")
     else:
         done += f", and {run.out} was not made"
-    report.show_notice(done)
+    console.show_notice(done)
     _show_summary(run, state, 0.0)
 
 
@@ -254,7 +642,7 @@ def _train_epochs(
         progress.update(task, advance=steps, description="training")
 
     compile_seconds = 0.0
-    with report.make_progress() as progress:
+    with console.make_progress() as progress:
         task = progress.add_task("compiling", total=run.last, completed=state.step)
         for plan in run.plans():
             began, first = time.perf_counter(), not compiled
@@ -284,34 +672,34 @@ def _train_epochs(
                 state.config,
             )
             folder.save(state)
-            report.show_line(report.epoch_line(entry, settings.recipe.epochs))
+            console.show_line(epoch_line(entry, settings.recipe.epochs))
     return state, compile_seconds
 
 
 def _show_start(run: Run, framework: Framework, trainer: Trainer) -> None:
     settings, recipe = run.settings, run.settings.recipe
-    report.show_layers(settings.network)
+    show_layers(settings.network)
     if run.loaded.note:
-        report.show_notice(run.loaded.note)
-    report.show_line(
+        console.show_notice(run.loaded.note)
+    console.show_line(
         f"{framework.name} on {trainer.device_name}, {run.loaded.dataset.name}, {recipe.name}, "
         f"{settings.precision}, seed {settings.seed}"
     )
-    report.show_line(
-        f"{report.count(recipe.epochs, 'epoch')} of {report.count(run.steps_per_epoch, 'step')} "
-        f"of {report.count(recipe.batch, 'image')} -> {run.out}"
+    console.show_line(
+        f"{console.count(recipe.epochs, 'epoch')} of {console.count(run.steps_per_epoch, 'step')} "
+        f"of {console.count(recipe.batch, 'image')} -> {run.out}"
     )
     if run.start:
-        report.show_line(f"going on after step {run.start.step:,}")
+        console.show_line(f"going on after step {run.start.step:,}")
     if run.last < run.steps_per_epoch * recipe.epochs:
-        report.show_line(f"stopping after step {run.last:,}")
-    report.show_line("compiling the network, which takes up to a minute")
-    report.show_line(report.EPOCH_HEADER)
+        console.show_line(f"stopping after step {run.last:,}")
+    console.show_line("compiling the network, which takes up to a minute")
+    console.show_line(EPOCH_HEADER)
 
 
 def _show_summary(run: Run, state: Checkpoint, compile_seconds: float) -> None:
     parameters, dataset = run.settings.network.parameter_count, run.loaded.dataset.name
-    report.show_line(report.summary(state.metrics, parameters, dataset, compile_seconds))
+    console.show_line(summary(state.metrics, parameters, dataset, compile_seconds))
 
 
 @contextmanager
@@ -330,7 +718,7 @@ def _report_interruption(run: Run, folder: RunFolder) -> Iterator[None]:
     except KeyboardInterrupt:
         if run.checkpoint == folder.checkpoint:  # a save may have been under way
             folder.complete(load_checkpoint(folder.checkpoint))
-        report.show_notice(f"interrupted; {run.kept}")
+        console.show_notice(f"interrupted; {run.kept}")
         raise
 
 
@@ -361,6 +749,6 @@ def _config(options: TrainOptions, run: Run, framework: Framework) -> dict[str, 
         "max_steps": options.max_steps,
         "resumed_from": str(run.resume) if run.resume else None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": record.describe_machine(),
-        **record.provenance(framework.packages),
+        "machine": provenance.describe_machine(),
+        **provenance.provenance(framework.packages),
     }

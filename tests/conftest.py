@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 
 from recipe import data, record
-from recipe.data import Split
-from recipe.mnist import read_originals
+from recipe.data import Split, read_originals
 from recipe.networks import NETWORKS
 from recipe.run import Framework
 from tests.helpers import FRAMEWORKS, MNIST_DIR, train_digits

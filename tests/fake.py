@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from recipe import data, folder, report
+from recipe import data, run
 from recipe.checkpoint import Checkpoint, Tensors
-from recipe.cli import run_command
+from recipe.console import run_command
 from recipe.data import Dataset, Split
 from recipe.networks import Network
-from recipe.options import TrainOptions
 from recipe.plan import Plan
 from recipe.recipes import Recipe
-from recipe.run import Framework, train
+from recipe.run import Framework, TrainOptions, train
 
 OPTIONS = TrainOptions(network="net9954", dataset="digits", epochs=3, batch=128, device="cpu")
 
@@ -103,9 +102,9 @@ def load_blanks() -> Dataset:
 
 def skip_slow_parts(setattr: Callable[[object, str, object], None] = setattr) -> None:
     """Draw no curves, load no digits and print no layers in this process; a test passes its monkeypatch's."""
-    setattr(folder, "draw_curves", draw_nothing)
+    setattr(run, "draw_curves", draw_nothing)
     setattr(data, "load_digits", load_blanks)
-    setattr(report, "show_layers", lambda _: None)
+    setattr(run, "show_layers", lambda _: None)
 
 
 if __name__ == "__main__":  # python -m tests.fake KIND ...

@@ -11,11 +11,10 @@ import jax_impl.train
 import torch_impl.train
 from lockstep.runs import turn_everything_on
 from recipe.checkpoint import FILE_NAME
-from recipe.cli import run_command
+from recipe.console import run_command
 from recipe.networks import Average, AvgPool, Conv, Dropout, MaxPool, Norm, Relu, build_network
-from recipe.options import TrainOptions
 from recipe.recipes import get_recipe
-from recipe.run import Framework, train
+from recipe.run import Framework, TrainOptions, train
 
 ROOT = Path(__file__).parent.parent
 MNIST_DIR = os.environ.get("MNIST_DIR")  # with the four original files; a test may delete the variable

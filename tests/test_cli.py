@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from recipe.cli import check_range, run_command
-from recipe.errors import UserError
-from recipe.options import TrainOptions
+from recipe.console import UserError, check_range, run_command
+from recipe.run import TrainOptions
 
 PROGRAM = "python -m torch_impl.train"
 
@@ -95,7 +94,7 @@ def show_help(options_type: type, monkeypatch, capsys) -> str:
 @pytest.mark.parametrize(
     ("module", "options_type"),
     [
-        ("recipe.options", "TrainOptions"),
+        ("recipe.run", "TrainOptions"),
         ("lockstep.__main__", "LockstepOptions"),
         ("export.__main__", "ExportOptions"),
         ("benchmarks.pages", "PagesOptions"),

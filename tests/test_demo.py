@@ -31,7 +31,7 @@ from benchmarks.drawings.browser import (
 from benchmarks.drawings.strokes import find_strokes
 from export.images import to_unit
 from export.verify import RELATIVE_TOLERANCE, TOLERANCE, run_model
-from recipe.errors import UserError
+from recipe.console import UserError
 from tests.helpers import ROOT
 
 DEMO, MODELS = ROOT / "demo", ROOT / "models"

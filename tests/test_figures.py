@@ -2,17 +2,17 @@
 
 import pytest
 
-from recipe import figures
+from recipe import console, run
 from recipe.checkpoint import load_checkpoint
 
 
 @pytest.mark.parametrize(("dataset", "goal"), [("mnist", True), ("digits", False)])
 def test_the_goal_is_drawn_where_it_is_the_goal(dataset, goal, real_runs, monkeypatch):
-    drawn, encode = [], figures.encode_png
-    monkeypatch.setattr(figures, "encode_png", lambda figure: drawn.append(figure) or encode(figure))
+    drawn, encode = [], console.encode_png
+    monkeypatch.setattr(run, "encode_png", lambda figure: drawn.append(figure) or encode(figure))
     checkpoint = load_checkpoint(real_runs["torch"].checkpoint)
     checkpoint.config["data"]["name"] = dataset
-    content = figures.draw_curves(checkpoint)
+    content = run.draw_curves(checkpoint)
     assert content.startswith(b"\x89PNG")
     assert content.endswith(b"IEND\xaeB`\x82")
     left, right = drawn[0].axes

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 
 from recipe import run
-from recipe.checkpoint import FILE_NAME, load_checkpoint
-from recipe.errors import UserError
-from recipe.files import write_atomically
-from recipe.folder import FILES
+from recipe.checkpoint import FILE_NAME, load_checkpoint, write_atomically
+from recipe.console import UserError
 from recipe.recipes import get_recipe, learning_rates
-from recipe.run import prepare
+from recipe.run import FILES, prepare
 from tests import fake
 from tests.helpers import ROOT
 
@@ -227,7 +225,7 @@ def test_an_interruption_between_two_files_leaves_them_of_one_epoch(tmp_path, mo
             raise interruptions.pop()
         write_atomically(path, content)
 
-    monkeypatch.setattr("recipe.folder.write_atomically", interrupting)
+    monkeypatch.setattr("recipe.run.write_atomically", interrupting)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run")
     assert "at step 22" in capsys.readouterr().out

@@ -10,8 +10,8 @@ import pytest
 
 from recipe import run
 from recipe.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
-from recipe.errors import UserError
-from recipe.options import MAX_SEED, TrainOptions
+from recipe.console import UserError
+from recipe.run import MAX_SEED, TrainOptions
 from tests import fake
 from tests.helpers import call
 

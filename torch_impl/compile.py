@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipe import report
+from recipe import console
 from recipe.plan import Plan
 
 # glibc's names for the two limits of `keep_freed_memory` (malloc.h).
@@ -54,10 +54,10 @@ def share_cores() -> None:
     threads = max(1, min(len(cores) - busy, len(cores) // (1 + trainings)))
     if threads < len(cores):
         torch.set_num_threads(threads)
-        others = report.count(trainings, "other training") if trainings else "other programs"
-        report.show_notice(
+        others = console.count(trainings, "other training") if trainings else "other programs"
+        console.show_notice(
             f"{others} and this one share {len(cores)} cores, so PyTorch takes "
-            f"{report.count(threads, 'thread')}; set OMP_NUM_THREADS to choose the number yourself"
+            f"{console.count(threads, 'thread')}; set OMP_NUM_THREADS to choose the number yourself"
         )
 
 
@@ -84,7 +84,7 @@ def watch_cores(step: Callable[[], None]) -> Callable[[], None]:
         others = 0.0 if first else (used - before) / seconds
         crowded = crowded + 1 if len(cores) - others < threads - 0.5 else 0
         if crowded == 2:
-            report.show_notice(
+            console.show_notice(
                 f"other programs take cores from this run's {threads} threads, which wait for each other: a "
                 "step can take twenty times as long; end them, or stop this run after an epoch and go on "
                 f"with OMP_NUM_THREADS={max(1, len(cores) - round(others))} and --resume"
@@ -138,7 +138,9 @@ def compile_if_possible(function: Callable[..., Any]) -> Callable[..., Any]:
                 result = compiled(*arguments)
             except (TorchDynamoException, RuntimeError) as error:
                 reason = str(error).strip().splitlines()[0]
-                report.show_notice(f"torch.compile does not work here, training goes on without it: {reason}")
+                console.show_notice(
+                    f"torch.compile does not work here, training goes on without it: {reason}"
+                )
                 chosen = function
             else:
                 chosen = compiled
@@ -220,7 +222,7 @@ def record_if_possible(step: Callable[[], None]) -> Callable[[], None]:
                 replay = graph.replay
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[0]
-                report.show_notice(f"CUDA graphs do not work here, training goes on without them: {reason}")
+                console.show_notice(f"CUDA graphs do not work here, training goes on without them: {reason}")
                 replay = step
         if replay is not None:
             replay()

@@ -6,14 +6,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from recipe.data import Dataset
-from recipe.mnist import ORIGINALS, check_reachable, read_originals
+from recipe.data import ORIGINALS, Dataset, check_reachable, read_originals
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"  # torchvision's first mirror; its second is plain http
 
 
 def read_mnist(originals: Path | None) -> Dataset:
-    """Decode MNIST, from a folder of the original files (see `recipe.mnist.read_originals`) or the network.
+    """Decode MNIST, from a folder of the original files (see `recipe.data.read_originals`) or the network.
 
     Raises:
         UserError: a fault of the folder.

@@ -11,10 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, distributed
 
-from recipe.errors import UserError
-from recipe.options import TrainOptions
-from recipe.record import count_cores
-from recipe.run import Framework, Run, prepare, train
+from recipe.console import UserError
+from recipe.provenance import count_cores
+from recipe.run import Framework, Run, TrainOptions, prepare, train
 
 
 def count() -> int:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recipe.chance import keep_mask
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
 from recipe.networks import Average, AvgPool, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
+from recipe.random_numbers import keep_mask
 from torch_impl import devices
 from torch_impl.ops import batch_norm, conv2d
 
@@ -39,7 +39,7 @@ class ConvNet(nn.Module):
 
         Args:
             x: normalised images (N, 1, 28, 28), in the type to compute in.
-            dropout_keys: int32 (dropout layers, 2), see `recipe.chance.epoch_dropout_keys`; None: no dropout.
+            dropout_keys: int32 (dropout layers, 2), see `recipe.random_numbers.epoch_dropout_keys`; None: no dropout.
 
         Returns:
             (N, 10), at least float32.
@@ -109,7 +109,7 @@ def number_elements(shape: Shape) -> Tensor:
 
 
 def drop(x: Tensor, rate: float, key: Tensor, element: Tensor) -> Tensor:
-    """Dropout of (N, C, H, W) by the hash of `recipe.chance.keep_mask`.
+    """Dropout of (N, C, H, W) by the hash of `recipe.random_numbers.keep_mask`.
 
     The key is int32 (2,); ``element`` is from `number_elements`.
     """

@@ -11,17 +11,15 @@ from torch import Tensor
 from torch._functorch import config as partitioner
 from torch.nn import functional
 
+from recipe.augmentation import SIDE, UNIT, crop, pad, warp
 from recipe.checkpoint import Tensors
-from recipe.cli import run_command
+from recipe.console import UserError, run_command
 from recipe.data import EVALUATION_BATCH, MEAN, STD, Split
-from recipe.errors import UserError
-from recipe.grid import MOMENTUM, STATE, round_to_grid
 from recipe.networks import Network
-from recipe.options import TrainOptions
 from recipe.plan import Plan, steps_per_epoch
 from recipe.recipes import PRECISIONS, Recipe
-from recipe.run import Framework
-from recipe.warp import SIDE, UNIT, crop, pad, warp
+from recipe.rounding import MOMENTUM, STATE, round_to_grid
+from recipe.run import Framework, TrainOptions
 from torch_impl import devices
 from torch_impl.compile import StepLoop, compile_if_possible, keep_freed_memory, share_cores
 from torch_impl.data import read_mnist
@@ -53,7 +51,7 @@ def training_loss(
         model: in training mode.
         recipe: for label smoothing.
         dtype: the type to compute in.
-        padded: all training images, from `recipe.warp.pad`.
+        padded: all training images, from `recipe.augmentation.pad`.
         labels: all training labels, int64.
         step: one step of a plan.
     """
