@@ -7,13 +7,11 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from recipe import console
 from recipe.checkpoint import write_atomically
-from recipe.console import UserError, check_range, explain
+from recipe.console import UserError, check_range, explain, option
 from recipe.run import MAX_SEED
 
 NEEDED = ("torch_model", "flax_model", "inputs")
@@ -31,22 +29,17 @@ class PairOptions:
     Exit code 0: equal, 1: different, 2: an error.
     """
 
-    file: Annotated[Path, tyro.conf.Positional]
-    """The file, e.g. pair.py."""
-    weights: bool = True
-    """Copy PyTorch's weights into Flax; --no-weights compares them too, e.g. of a converted checkpoint."""
-    backward: bool = True
-    """Compare gradients."""
-    float32: bool = True
-    """Compare in float32 too, against the noise floor."""
-    steps: int = 10
-    """Training steps to compare if there are optimizers."""
-    seed: int = 0
-    """Of the inputs."""
-    json: Path | None = None
-    """Write the result to this file."""
-    arrays: Path | None = None
-    """Write the arrays of the first difference to this .npz file."""
+    file: Path = option(help="The file, e.g. pair.py")
+    weights: bool = option(
+        True,
+        "Copy PyTorch's weights into Flax; --no-weights compares them too, e.g. of a converted checkpoint",
+    )
+    backward: bool = option(True, "Compare gradients")
+    float32: bool = option(True, "Compare in float32 too, against the noise floor")
+    steps: int = option(10, "Training steps to compare if there are optimizers")
+    seed: int = option(0, "Of the inputs")
+    json: Path | None = option(None, "Write the result to this file")
+    arrays: Path | None = option(None, "Write the arrays of the first difference to this .npz file")
 
 
 def main(options: PairOptions) -> None:

@@ -97,14 +97,14 @@ def make_progress() -> Progress:
     )
 
 
-def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+def subplots(
+    rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any
+) -> tuple[Any, Any]:
     """Return a figure and its axes, as ``pyplot.subplots`` does, without a screen."""
-    from matplotlib.figure import (
-        Figure,
-    )  # here, because it is slow to import and needed only at the end of a run
+    from matplotlib.figure import Figure  # here, because it is slow to import and needed at the end only
 
-    figure = Figure(layout="constrained", **options)
-    return figure, figure.subplots(rows, columns)
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def encode_png(figure: Any) -> bytes:
@@ -142,7 +142,7 @@ def parse_options(options_type: type[OptionsT], program: str) -> OptionsT:
     Raises:
         UserError: what argparse says of a mistake.
     """
-    parser = _Parser(prog=program, description=options_type.__doc__, allow_abbrev=False)
+    parser = _Parser(program, "%(prog)s [OPTIONS]", options_type.__doc__, allow_abbrev=False)
     hints = get_type_hints(options_type)
     for each in fields(options_type):  # pyright: ignore[reportArgumentType]
         kind = hints[each.name]

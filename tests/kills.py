@@ -24,8 +24,8 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
-import recipe.checkpoint
 
+import recipe.checkpoint
 from recipe.checkpoint import FILE_NAME, Checkpoint, load_checkpoint
 from recipe.run import FILES, TrainOptions, train
 
