@@ -7,11 +7,11 @@ With ``--split holdout`` it is a trial: net10040's recipe `tuned` with some chan
 import ast
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import softmax
@@ -20,16 +20,14 @@ from benchmarks.equivalence import MARGIN, compare_frameworks, pairs_needed
 from benchmarks.progress import show_progress
 from benchmarks.record import BENCH, PublishOptions, Row, add_rows, grouped, newest, read_rows
 from benchmarks.tables import LABELS, make_table
-from recipe import data, figures, report
+from recipe import console, data
 from recipe.checkpoint import Tensors, initial_tensors
-from recipe.cli import check_range, optional, run_command
-from recipe.data import GOAL, Split
-from recipe.errors import UserError
+from recipe.console import UserError, check_range, option, run_command
+from recipe.data import GOAL, Dataset
 from recipe.networks import NETWORKS, Network, get_network
-from recipe.options import MAX_EPOCHS, NETWORK, DataOptions, DeviceOptions, SplitName
 from recipe.plan import make_plans, steps_per_epoch
 from recipe.recipes import RECIPES, Recipe, get_recipe
-from recipe.run import Framework
+from recipe.run import MAX_EPOCHS, NETWORK, DataOptions, DeviceOptions, Devices, Trainer
 
 BASE = get_recipe("net10040", "tuned")  # trials change this recipe
 TRIAL = ("final", "val_loss", "train_loss", "tta", "seconds")  # what a trial records of a seed
@@ -47,23 +45,33 @@ PUBLISHED = {
 class AccuracyOptions(PublishOptions, DeviceOptions, DataOptions):
     """Train several seeds and compare the frameworks' accuracies, or try a recipe on the hold-out."""
 
-    network: Annotated[str, optional(NETWORK, "net10040")] = "net10040"
-    """Which network to train; python -m torch_impl.train --help says how to list layers."""
-    recipe: Annotated[str, optional("|".join(RECIPES), "tuned")] = "tuned"
-    """Which hyperparameters to use."""
-    framework: Literal["torch", "jax", "both"] = "both"
-    """Train in PyTorch, in Flax, or in both."""
-    seeds: int = 5
-    """Number of seeds: 0 to SEEDS - 1. With --publish, seeds on record are not trained again."""
-    epochs: Annotated[int | None, optional("INT", "the recipe's")] = None
-    """Length of the schedule."""
-    split: SplitName = "test"
-    """Judge by the test images, or by the last training images."""
-    changes: Annotated[tuple[str, ...], optional("KEY=VALUE ...")] = ()
-    """On the hold-out: changes to net10040's recipe `tuned`, such as batch=32 ema_decay=None."""
+    network: str = option(
+        "net10040",
+        "Which network to train (default: net10040); torch_impl.train --help says how to list layers",
+        metavar=NETWORK,
+    )
+    recipe: str = option("tuned", "Which hyperparameters to use (default: tuned)", metavar="|".join(RECIPES))
+    framework: Literal["torch", "jax", "both"] = option(
+        "both", "Train in PyTorch, in Flax, or in both (default: both)"
+    )
+    seeds: int = option(
+        5,
+        "Number of seeds (default: 5): 0 to SEEDS - 1. With --publish, those on record are not trained again",
+    )
+    epochs: int | None = option(None, "Length of the schedule (default: the recipe's)")
+    split: Literal["test", "holdout"] = option(
+        "test", "Judge by the test images or by the last training images (default: test)"
+    )
+    changes: Sequence[str] = option(
+        (),
+        "On the hold-out: changes to net10040's recipe tuned, such as batch=32 ema_decay=None",
+        type=str,
+        nargs="+",
+        metavar="FIELD=VALUE",
+    )
 
 
-def parse_changes(changes: tuple[str, ...]) -> Recipe:
+def parse_changes(changes: Sequence[str]) -> Recipe:
     """`BASE` with some fields changed.
 
     Raises:
@@ -90,13 +98,19 @@ def describe_changes(recipe: Recipe) -> str:
     return " ".join(f"{key}={value}" for key, value in pairs if value != getattr(BASE, key))
 
 
+def load_framework(name: str, device: str) -> tuple[type[Trainer], Devices]:
+    """The trainer of ``torch`` or ``jax``, and the device; imported here because that takes seconds."""
+    trainer_type = import_module(f"{name}_impl.train").Trainer
+    return trainer_type, import_module(f"{name}_impl.devices").select_devices(device)
+
+
 def train_seed(
-    framework: Framework,
+    trainer_type: type[Trainer],
+    devices: Devices,
     network: Network,
     recipe: Recipe,
-    split: Split,
+    dataset: Dataset,
     seed: int,
-    device: str,
     advance: Callable[[str], None],
 ) -> Row:
     """Train one seed in float32 and return what was measured: accuracies 0 to 1, seconds of training.
@@ -106,11 +120,11 @@ def train_seed(
     Raises:
         UserError: the batch is larger than the training set, or a loss is not finite.
     """
-    images = len(split.train_images)
+    images = len(dataset.train_images)
     steps = recipe.epochs * steps_per_epoch(recipe, images)
     if steps == 0:
         raise UserError(f"a batch of {recipe.batch} is more than the {images} training images")
-    trainer = framework.trainer(network, recipe, split, device, "float32")
+    trainer = trainer_type(network, recipe, dataset, devices, "float32")
     trainer.load(initial_tensors(network, recipe, seed, "float32"))
     accuracies: list[float] = []
     seconds = train_loss = val_loss = 0.0
@@ -123,15 +137,15 @@ def train_seed(
             raise UserError(f"seed {seed} diverged in epoch {len(accuracies) + 1}; use a lower lr")
         val_loss, accuracy = trainer.evaluate()
         accuracies.append(accuracy)
-        advance(f"{LABELS[framework.name]}, seed {seed}, epoch {len(accuracies)}")
+        advance(f"{LABELS[trainer.framework]}, seed {seed}, epoch {len(accuracies)}")
     return {
-        "framework": framework.name,
+        "framework": trainer.framework,
         "seed": seed,
-        "device": trainer.device_name,
+        "device": devices.name,
         "final": accuracies[-1],
         "best": max(accuracies),
         "best_epoch": 1 + int(np.argmax(accuracies)),
-        "tta": tta_accuracy(framework, network, recipe, split, trainer.tensors(), device),
+        "tta": tta_accuracy(trainer_type, devices, network, recipe, dataset, trainer.tensors()),
         "val_loss": val_loss,
         "train_loss": train_loss,
         "seconds": round(seconds, 1),
@@ -140,26 +154,37 @@ def train_seed(
 
 
 def tta_accuracy(
-    framework: Framework, network: Network, recipe: Recipe, split: Split, tensors: Tensors, device: str
+    trainer_type: type[Trainer],
+    devices: Devices,
+    network: Network,
+    recipe: Recipe,
+    dataset: Dataset,
+    tensors: Tensors,
 ) -> float:
     """Accuracy (0 to 1) by the class probabilities averaged over an image and its eight one-pixel shifts."""
-    trainer = framework.trainer(network, recipe, shift_validation(split), device, "float32")
+    trainer = trainer_type(network, recipe, shift_validation(dataset), devices, "float32")
     trainer.load(tensors)
-    labels = split.val_labels
+    labels = dataset.val_labels
     probabilities = softmax(trainer.predict().reshape(len(SHIFTS), len(labels), -1), axis=-1)
     return float((probabilities.mean(0).argmax(-1) == labels).mean())
 
 
-def shift_validation(split: Split) -> Split:
-    """A split with the validation images in the first of `SHIFTS`, then in the second, and so on."""
-    height, width = split.val_images.shape[1:]
-    padded = np.pad(split.val_images, ((0, 0), (1, 1), (1, 1)))
+def shift_validation(dataset: Dataset) -> Dataset:
+    """A dataset with the validation images in the first of `SHIFTS`, then in the second, and so on."""
+    height, width = dataset.val_images.shape[1:]
+    padded = np.pad(dataset.val_images, ((0, 0), (1, 1), (1, 1)))
     shifted = [
         padded[:, 2 - down : 2 - down + height, 2 - right : 2 - right + width] for down, right in SHIFTS
     ]
-    labels = np.tile(split.val_labels, len(SHIFTS))
+    labels = np.tile(dataset.val_labels, len(SHIFTS))
     # A trainer copies the training images to its device and does not use them.
-    return Split(split.train_images[:1], split.train_labels[:1], np.concatenate(shifted), labels)
+    return dataclasses.replace(
+        dataset,
+        train_images=dataset.train_images[:1],
+        train_labels=dataset.train_labels[:1],
+        val_images=np.concatenate(shifted),
+        val_labels=labels,
+    )
 
 
 def main(options: AccuracyOptions) -> None:
@@ -180,43 +205,39 @@ def main(options: AccuracyOptions) -> None:
     if options.publish and not trial and options.epochs not in (None, recipe.epochs):
         raise UserError("--publish needs the recipe's own schedule; leave out --epochs")
     recipe = dataclasses.replace(recipe, epochs=options.epochs or recipe.epochs)
-    frameworks: list[Framework] = [
-        import_module(f"{name}_impl.train").FRAMEWORK  # here, because that takes seconds
-        for name in ("torch", "jax")
-        if options.framework in (name, "both")
-    ]
-    loaded = data.load(options.dataset, options.data_dir, frameworks[0].read_mnist)
-    if loaded.note:
-        report.show_notice(loaded.note)
+    frameworks = [name for name in ("torch", "jax") if options.framework in (name, "both")]
+    trainers = {name: load_framework(name, options.device) for name in frameworks}
+    reader = trainers[frameworks[0]][0].read_mnist
+    dataset = data.load(options.dataset, options.data_dir, reader, options.split)
+    if dataset.note:
+        console.show_notice(dataset.note)
     file = "tuning" if trial else "seeds"
-    options.check_record(file, loaded.dataset.name)
+    options.check_record(file, dataset.name)
     what = {"network": network.name, "parameters": network.parameter_count}
     what |= {"changes": describe_changes(recipe), "split": "holdout"} if trial else {"recipe": recipe.name}
-    what |= {"dataset": loaded.dataset.name}
-    report.show_line(
-        f"{network.name}, {what.get('changes', recipe.name)}, {report.count(recipe.epochs, 'epoch')}, "
-        f"{loaded.dataset.name}: accuracy in percent after the last\nepoch, at best (epoch), and with "
+    what |= {"dataset": dataset.name}
+    console.show_line(
+        f"{network.name}, {what.get('changes', recipe.name)}, {console.count(recipe.epochs, 'epoch')}, "
+        f"{dataset.name}: accuracy in percent after the last\nepoch, at best (epoch), and with "
         "test-time augmentation (tta)"
     )
-    split = data.split(loaded.dataset, options.split)
-    jobs = [(seed, framework) for seed in range(options.seeds) for framework in frameworks]
-    known = {
-        (row["seed"], row["framework"]): row for row in (read_rows(file, **what) if options.publish else ())
-    }
-    rows = [known[seed, each.name] for seed, each in jobs if (seed, each.name) in known]
+    jobs = [(seed, name) for seed in range(options.seeds) for name in frameworks]
+    rows = read_rows(file, **what) if options.publish else []
+    known = {(row["seed"], row["framework"]): row for row in rows}
+    rows = [known[job] for job in jobs if job in known]
     for row in rows:
-        report.show_line(describe_seed(row, "on record, not trained"))
-    jobs = [(seed, each) for seed, each in jobs if (seed, each.name) not in known]
+        console.show_line(describe_seed(row, "on record, not trained"))
+    jobs = [job for job in jobs if job not in known]
     with show_progress(len(jobs) * recipe.epochs) as advance:
-        for seed, framework in jobs:
-            row = train_seed(framework, network, recipe, split, seed, options.device, advance)
+        for seed, name in jobs:
+            row = train_seed(*trainers[name], network, recipe, dataset, seed, advance)
             kept = {key: row[key] for key in ("framework", "seed", *TRIAL)} if trial else row
-            add_rows(file, [what | kept], framework.packages, options.publish)
-            report.show_line(describe_seed(row, f"{row['seconds']:,.0f} s"))
+            add_rows(file, [what | kept], trainers[name][0].packages, options.publish)
+            console.show_line(describe_seed(row, f"{row['seconds']:,.0f} s"))
             rows.append(row)
     for line in summarise(rows):
-        report.show_line(line)
-    report.show_line(f"-> {'results' if options.publish else BENCH}/{file}.jsonl")
+        console.show_line(line)
+    console.show_line(f"-> {'results' if options.publish else BENCH}/{file}.jsonl")
 
 
 def describe_seed(row: Row, origin: str) -> str:
@@ -234,7 +255,7 @@ def summarise(rows: list[Row]) -> list[str]:
     for group in grouped(rows, "framework"):
         final, tta = (100 * np.array([row[key] for row in group]) for key in ("final", "tta"))
         lines.append(
-            f"{LABELS[group[0]['framework']]:8}{report.count(len(final), 'seed')}: mean "
+            f"{LABELS[group[0]['framework']]:8}{console.count(len(final), 'seed')}: mean "
             f"{mean_and_deviation(final, 3)}, lowest {final.min():.2f}; with tta {tta.mean():.3f}"
         )
     if result := compare_frameworks(rows):
@@ -348,7 +369,7 @@ def trials_table(named: bool) -> str:
 
 def draw_accuracy() -> bytes:
     """The accuracy of every seed after its last epoch, as PNG bytes."""
-    figure, axes = figures.subplots(figsize=(8, 4))
+    figure, axes = console.subplots(figsize=(8, 4))
     groups = accuracies("tuned", device="cpu")
     for position, row in enumerate(groups):
         final = [100 * seed["final"] for seed in row["rows"]]
@@ -359,7 +380,7 @@ def draw_accuracy() -> bytes:
     axes.text(-0.4, 100 * GOAL + 0.005, f"the task: {100 * GOAL:g} %", color="grey")
     axes.set_xticks(range(len(groups)), [f"{row['network']}\n{row['label']}" for row in groups])
     axes.set(ylabel="accuracy after the last epoch (%)")
-    return figures.encode_png(figure)
+    return console.encode_png(figure)
 
 
 def claim() -> Row:

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_args
 
 import numpy as np
 import onnx
@@ -20,48 +19,44 @@ from export.images import Images, load_images
 from export.metadata import get_metadata, weights_sha256
 from export.quantize import quantize
 from export.structure import read_model
-from recipe import report
+from recipe import console
 from recipe.checkpoint import FILE_NAME, Checkpoint, find_checkpoint, load_checkpoint
-from recipe.cli import check_range, optional, run_command
-from recipe.errors import UserError
+from recipe.console import UserError, check_range, option, run_command
 from recipe.networks import Network
-from recipe.record import count_cores
+from recipe.provenance import count_cores
 
 PACKAGES = ("onnxruntime", "onnx", "torch", "onnxscript", "jax", "flax", "openvino", "numpy")
 SHIPPED = Path(__file__).parent.parent / "models" / "net9954-torch" / "model.onnx"
-
-EngineName = Literal[
-    "onnxruntime",
-    "onnxruntime int8",
-    "torch.onnx.export",
-    "torch-eager",
-    "torch-compile",
-    "jax-jit",
-    "openvino-f32",
-    "openvino-bf16",
-]
 
 
 @dataclass(frozen=True)
 class InferenceOptions(PublishOptions):
     """Time ONNX Runtime, PyTorch, JAX and OpenVINO with the same weights."""
 
-    model: Annotated[Path, optional("FILE", "models/net9954-torch/model.onnx")] = SHIPPED
-    """ONNX file written by python -m export."""
-    checkpoint: Annotated[Path | None, optional("RUN", "searched beside the model and in runs/")] = None
-    """The run that was exported: its folder or its checkpoint."""
-    engines: tuple[EngineName, ...] = get_args(EngineName)
-    """What to time beside ONNX Runtime; engines that are not installed are left out."""
-    batches: tuple[int, ...] = (1, 64, 1024)
-    """Images in one call."""
-    threads: int = 1
-    """Number of threads."""
-    rounds: int = 3
-    """Processes of each engine."""
-    seconds: float = 1.0
-    """Time to measure each batch size in each process."""
-    data_dir: Annotated[Path | None, optional("DIR")] = None
-    """Folder with the four original MNIST files (or set MNIST_DIR)."""
+    model: Path = option(
+        SHIPPED, "Written by python -m export (default: models/net9954-torch/model.onnx)", metavar="FILE"
+    )
+    checkpoint: Path | None = option(
+        None,
+        "The run that was exported (default: searched beside the model and in runs/)",
+        metavar="RUN",
+    )
+    engines: Sequence[str] = option(
+        tuple(ENGINES),
+        "What to time beside ONNX Runtime (default: all that are installed)",
+        type=str,
+        choices=tuple(ENGINES),
+        nargs="+",
+    )
+    batches: Sequence[int] = option(
+        (1, 64, 1024), "Images in one call (default: 1 64 1024)", type=int, nargs="+"
+    )
+    threads: int = option(1, "Number of threads (default: 1)")
+    rounds: int = option(3, "Processes of each engine (default: 3)")
+    seconds: float = option(1.0, "Time to measure each batch size in each process (default: 1)")
+    data_dir: Path | None = option(
+        None, "Folder with the four original MNIST files (or set MNIST_DIR)", metavar="DIR"
+    )
 
 
 @dataclass
@@ -116,7 +111,7 @@ def list_contenders(
         module, load = ENGINES[engine]
         file = model
         if not importlib.util.find_spec(module):
-            report.show_notice(f"{engine} is not installed and left out")
+            console.show_notice(f"{engine} is not installed and left out")
             continue
         if engine == TORCH_EXPORT:
             file = folder / f"{model.stem}-torch.onnx"
@@ -124,7 +119,7 @@ def list_contenders(
                 pass
         if engine == "onnxruntime int8":
             if images.train is None:
-                report.show_notice("int8 is left out: it is calibrated on training images")
+                console.show_notice("int8 is left out: it is calibrated on training images")
                 continue
             file = folder / f"{model.stem}-int8.onnx"
             onnx.save(quantize(onnx.load(model), images.train), file)
@@ -174,7 +169,7 @@ def measure(
                     if each is measurements[0]:
                         raise
                     each.failed = True
-                    report.show_notice(f"{error}; left out")
+                    console.show_notice(f"{error}; left out")
                 advance(f"{label}, round {turn + 1}")
     return measurements
 
@@ -247,27 +242,27 @@ def main(options: InferenceOptions) -> None:
     checkpoint, run, images = load_run(options.model, options.checkpoint, options.data_dir)
     options.check_record("inference", images.name)
     if images.note:
-        report.show_notice(images.note)
+        console.show_notice(images.note)
     with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
         contenders = list_contenders(options.engines, options.model, checkpoint, images, Path(folder))
         how = (batches, options.rounds, options.seconds, options.threads)
         measured = measure(contenders, images.test, *how)
         rows = make_rows(measured, run.network, images, options.threads)
     show(options.model, rows)
-    report.show_line(f"-> {add_rows('inference', rows, PACKAGES, options.publish)}")
+    console.show_line(f"-> {add_rows('inference', rows, PACKAGES, options.publish)}")
 
 
 def show(model: Path, rows: list[Row]) -> None:
     """Print the rows, and what a person needs to read them."""
     show_table(
-        f"{model.name}, {report.count(rows[0]['threads'], 'thread')}",
+        f"{model.name}, {console.count(rows[0]['threads'], 'thread')}",
         " | batch | P50 us | P90 | P99 | ratio | accuracy | same class",
         "{engine} | {batch:,} | {p50_us:,.0f}{star} | {p90_us:,.0f} | {p99_us:,.0f} | {ratio:.2f} "
         "| {accuracy:.2%} | {same_class:,}",
         sorted(map(mark, rows), key=lambda row: row["batch"]),
     )
     if not all(row["settled"] for row in rows):
-        report.show_line("* still changing after a long warm-up: measure it again when the machine is quiet")
+        console.show_line("* still changing after a long warm-up: measure it again when the machine is quiet")
 
 
 def mark(row: Row) -> Row:

@@ -8,7 +8,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 
@@ -17,11 +16,9 @@ from benchmarks.record import RESULTS, Row, grouped, origin
 from benchmarks.tables import LABELS, make_table
 from export.images import load_images
 from export.pipeline import export
-from recipe import report
-from recipe.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint, state_digest
-from recipe.cli import optional, run_command
-from recipe.errors import UserError
-from recipe.files import write_atomically
+from recipe import console
+from recipe.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint, state_digest, write_atomically
+from recipe.console import UserError, option, run_command
 
 MODELS = RESULTS.parent / "models"
 MODEL_LIST = MODELS / "models.json"
@@ -34,8 +31,9 @@ PACKAGES = ("torch", "jax", "flax", "onnx", "onnxruntime")
 class ModelsOptions:
     """Export the runs of runs/models/ to models/; without them, print the commands that train them."""
 
-    data_dir: Annotated[Path | None, optional("DIR")] = None
-    """Folder with the four original MNIST files (or set MNIST_DIR)."""
+    data_dir: Path | None = option(
+        None, "Folder with the four original MNIST files (or set MNIST_DIR)", metavar="DIR"
+    )
 
 
 def middle_seeds() -> list[Row]:
@@ -72,8 +70,7 @@ def publish(seed: Row, data_dir: Path | None) -> Row:
     path = RUNS / folder / FILE_NAME
     run = load_checkpoint(path)
     chosen = {key: seed[key] for key in ("network", "framework", "seed")}
-    config = run.config | {"dataset": run.config["data"]["name"]}
-    fits = all(config[key] == value for key, value in (chosen | {"threads": 1, "dataset": "mnist"}).items())
+    fits = all(getattr(run.config, key) == value for key, value in (chosen | {"threads": 1}).items())
     if not fits or len(run.metrics) != len(seed["accuracies"]):
         raise UserError(f"{path} is not a whole run of {training_command(seed)}; remove it and train again")
     images = load_images(run, data_dir)
@@ -100,13 +97,13 @@ def main(options: ModelsOptions) -> None:
     seeds = middle_seeds()
     missing = [seed for seed in seeds if not (RUNS / folder_of(seed) / FILE_NAME).exists()]
     for seed in missing:
-        report.show_line(training_command(seed))
+        console.show_line(training_command(seed))
     if missing:
         raise UserError(f"{RUNS} lacks the runs of these {len(missing)} commands; run them first")
     about = origin(PACKAGES)
     entries = [publish(seed, options.data_dir) | about for seed in seeds]
     write_atomically(MODEL_LIST, (json.dumps({"models": entries}, indent=2) + "\n").encode())
-    report.show_line(f"{len(entries)} models -> {MODELS.name}/; python -m benchmarks.pages makes their table")
+    console.show_line(f"{len(entries)} models -> models/; python -m benchmarks.pages makes their table")
 
 
 def models_table() -> str:

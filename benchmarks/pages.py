@@ -11,8 +11,8 @@ from functools import partial
 from benchmarks import accuracy, inference, lockstep, models, runtimes, training
 from benchmarks.record import RESULTS
 from benchmarks.tables import make_table
-from recipe.cli import run_command
-from recipe.files import write_atomically
+from recipe.checkpoint import write_atomically
+from recipe.console import option, run_command
 
 ROOT = RESULTS.parent
 FIGURES = ROOT / "docs" / "figures"
@@ -68,8 +68,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
 class PagesOptions:
     """Rewrite the tables of README.md, docs/ and models/ from results/."""
 
-    figures: bool = False
-    """Draw the pictures in docs/figures/, too."""
+    figures: bool = option(False, "Draw the pictures in docs/figures/, too")
 
 
 def fill_page(text: str) -> str:

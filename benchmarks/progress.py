@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from recipe import report
+from recipe import console
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def show_progress(total: int) -> Iterator[Callable[[str], None]]:
     """
     last = time.monotonic()
     done = 0
-    with report.make_progress() as bar:
+    with console.make_progress() as bar:
         task = bar.add_task("", total=total)
 
         def advance(what: str) -> None:
@@ -28,6 +28,6 @@ def show_progress(total: int) -> Iterator[Callable[[str], None]]:
             bar.update(task, advance=1, description=what)
             left = round((total - done) * (last - before) / 60)
             if done <= 2 or (bar.disable and 10 * (done - 1) // total < 10 * done // total):
-                report.show_line(f"{what}; {done} of {total}, about {left} min left")
+                console.show_line(f"{what}; {done} of {total}, about {left} min left")
 
         yield advance

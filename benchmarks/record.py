@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipe.errors import UserError
-from recipe.files import write_atomically
-from recipe.record import describe_machine, provenance
+from recipe.checkpoint import write_atomically
+from recipe.console import UserError, option
+from recipe.provenance import describe_machine, provenance
 
 RESULTS = Path(__file__).parent.parent / "results"
 BENCH = Path("runs") / "bench"
@@ -26,8 +26,7 @@ Row = dict[str, Any]  # a measurement, or several summed up, which are then unde
 class PublishOptions:
     """Where a measuring command writes."""
 
-    publish: bool = False
-    """Add the measurements to results/, from which the pages are made."""
+    publish: bool = option(False, "Add the measurements to results/, from which the pages are made")
 
     def check_record(self, name: str, dataset: str) -> None:
         """Find out before the work whether its measurements can be added to a file of the record.

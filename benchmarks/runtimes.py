@@ -20,8 +20,8 @@ from benchmarks.engines import Contender, Predict, load_openvino
 from benchmarks.inference import InferenceOptions, list_contenders, load_run, make_rows, measure, show
 from benchmarks.record import Row, add_rows, newest
 from benchmarks.tables import make_table
-from recipe import report
-from recipe.cli import run_command
+from recipe import console
+from recipe.console import run_command
 
 IMAGES = 1_000  # some of the runtimes take 50 ms for an image
 
@@ -162,7 +162,7 @@ def main(options: InferenceOptions) -> None:
         rows = make_rows(measured, run.network, images)
     show(options.model, rows)
     packages = {"onnxruntime", "torch", "numpy", *(package for package, _, _ in RUNTIMES.values())}
-    report.show_line(f"-> {add_rows('runtimes', rows, sorted(packages), options.publish)}")
+    console.show_line(f"-> {add_rows('runtimes', rows, sorted(packages), options.publish)}")
 
 
 def runtimes_table() -> str:

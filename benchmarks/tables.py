@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from benchmarks.record import Row, grouped, machines
-from recipe import report
+from recipe import console
 
 LABELS = {"torch-script": "PyTorch script", "torch": "PyTorch", "jax-script": "Flax script", "jax": "Flax"}
 PACKAGES = ("torch", "jax", "flax", "onnx", "onnxruntime", "openvino")  # a caption shows their versions
@@ -68,7 +68,7 @@ def describe_machine(key: str) -> str:
     machine = machines()[key]
     name = machine["processor"].replace("(R)", "").removesuffix(" Processor")
     return (
-        machine["gpu"] or f"{name} with {machine['instructions']}, {report.count(machine['cores'], 'core')}"
+        machine["gpu"] or f"{name} with {machine['instructions']}, {console.count(machine['cores'], 'core')}"
     )
 
 
@@ -79,4 +79,4 @@ def show_table(title: str, header: str, line: str, rows: Sequence[Row]) -> None:
         table.add_column(heading.strip(), justify="right" if table.columns else "left")
     for row in rows:
         table.add_row(*_format(line, row).translate({ord(mark): None for mark in "`*"}).split(" | "))
-    report.console.print(table)
+    console.screen.print(table)

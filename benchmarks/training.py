@@ -9,25 +9,24 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from benchmarks import workers
+from benchmarks.accuracy import load_framework
 from benchmarks.progress import show_progress
 from benchmarks.record import PublishOptions, Row, add_rows, machines, newest
 from benchmarks.tables import LABELS, make_table, show_table
 from benchmarks.workers import MatrixProduct, Worker, convolution_flops, round_figures
-from recipe import data, report
+from recipe import console, data
 from recipe.checkpoint import initial_tensors
-from recipe.cli import check_range, optional, run_command
-from recipe.data import GOAL, Split
-from recipe.errors import UserError
+from recipe.console import UserError, check_range, option, run_command
+from recipe.data import GOAL, Dataset
 from recipe.networks import get_network
-from recipe.options import MAX_EPOCHS, NETWORK, DataOptions, DeviceOptions, Precision
 from recipe.plan import make_plans, steps_per_epoch
-from recipe.recipes import RECIPES, Recipe, get_recipe
-from recipe.run import Trainer
+from recipe.recipes import RECIPES, Precision, Recipe, get_recipe
+from recipe.run import MAX_EPOCHS, NETWORK, DataOptions, DeviceOptions
 
 SCRIPTED = ("net10040", "net9954")  # the networks that the hand-written scripts train
 SCRIPTS = {"torch-script": "torch_script", "jax-script": "flax_script"}  # in benchmarks/baselines/
@@ -40,24 +39,36 @@ Kind = Literal["torch-script", "torch", "jax-script", "jax"]
 class TrainingOptions(DeviceOptions, DataOptions, PublishOptions):
     """Time training in both frameworks beside hand-written scripts: steps and one epoch, or until 99.4 %."""
 
-    network: Annotated[str | None, optional(NETWORK, " and ".join(SCRIPTED))] = None
-    """Which network to train; python -m torch_impl.train --help says how to list layers."""
-    recipe: Annotated[str, optional("|".join(RECIPES), "reference")] = "reference"
-    """Which hyperparameters to use; the scripts always use those of reference."""
-    contenders: tuple[Kind, ...] = ("torch-script", "torch", "jax-script", "jax")
-    """What to time."""
-    precision: tuple[Precision, ...] = ("float32",)
-    """Types of the arithmetic to compare; the scripts always use float32."""
-    rounds: int = 5
-    """How often each contender is timed."""
-    steps: int = 20
-    """Training steps in one round."""
-    epochs: int = 1
-    """Whole epochs to time after the steps."""
-    time_to_accuracy: Annotated[int | None, optional("EPOCHS")] = None
-    """Instead: time to 99.4 % accuracy on a schedule of so many epochs; use it with --recipe tuned."""
-    seeds: int = 5
-    """Runs of each contender with --time-to-accuracy."""
+    network: str | None = option(
+        None,
+        f"Which network to train (default: {' and '.join(SCRIPTED)}); torch_impl.train --help says how to "
+        "list layers",
+        metavar=NETWORK,
+    )
+    recipe: str = option(
+        "reference",
+        "Which hyperparameters to use (default: reference); the scripts always use those of reference",
+        metavar="|".join(RECIPES),
+    )
+    contenders: Sequence[Kind] = option(
+        get_args(Kind), "What to time (default: all)", type=str, choices=get_args(Kind), nargs="+"
+    )
+    precision: Sequence[Precision] = option(
+        ("float32",),
+        "Types of the arithmetic to compare (default: float32); the scripts always use float32",
+        type=str,
+        choices=get_args(Precision),
+        nargs="+",
+    )
+    rounds: int = option(5, "How often each contender is timed (default: 5)")
+    steps: int = option(20, "Training steps in one round (default: 20)")
+    epochs: int = option(1, "Whole epochs to time after the steps (default: 1)")
+    time_to_accuracy: int | None = option(
+        None,
+        "Instead: time to the task's accuracy on a schedule of so many epochs; use it with --recipe tuned",
+        metavar="EPOCHS",
+    )
+    seeds: int = option(5, "Runs of each contender with --time-to-accuracy (default: 5)")
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Contender:
     network: str
     recipe: Recipe  # the scripts use its batch only; all else is written in them
     device: str = "cpu"  # or cuda
-    precision: str = "float32"
+    precision: Precision = "float32"
 
     @property
     def is_script(self) -> bool:
@@ -85,13 +96,11 @@ class Contender:
 class Ours:
     """One of this project's trainers, in a process of its own; its methods return when the device is done."""
 
-    def __init__(self, contender: Contender, split: Split):
+    def __init__(self, contender: Contender, dataset: Dataset):
         self.contender = contender
-        self.network, self.images = get_network(contender.network), len(split.train_images)
-        framework = importlib.import_module(f"{contender.kind}_impl.train").FRAMEWORK
-        self.trainer: Trainer = framework.trainer(
-            self.network, contender.recipe, split, contender.device, contender.precision
-        )
+        self.network, self.images = get_network(contender.network), len(dataset.train_images)
+        trainer_type, devices = load_framework(contender.kind, contender.device)
+        self.trainer = trainer_type(self.network, contender.recipe, dataset, devices, contender.precision)
         self.start(contender.recipe.epochs)
         self.plan, self.position = next(self.plans), 0
 
@@ -137,17 +146,18 @@ class Ours:
 class Script:
     """One of `benchmarks.baselines`, in a process of its own."""
 
-    def __init__(self, contender: Contender, split: Split):
+    def __init__(self, contender: Contender, dataset: Dataset):
         script = importlib.import_module(f"benchmarks.baselines.{SCRIPTS[contender.kind]}")
         model = getattr(script, contender.network)()
         self.train, batch = script.make_training(model, contender.device), contender.recipe.batch
         if contender.kind == "torch-script":
             with tempfile.TemporaryDirectory(prefix="lockstep-") as root:
-                write_originals(split, Path(root) / "MNIST" / "raw")
+                write_originals(dataset, Path(root) / "MNIST" / "raw")
                 self.make_batches = script.make_loader(root, batch, contender.device).__iter__
         else:
-            data = (split.train_images, split.train_labels, np.random.default_rng(0), batch)
-            self.make_batches = partial(script.make_batches, *data)
+            images, labels = dataset.train_images, dataset.train_labels
+            rng = np.random.default_rng(0)
+            self.make_batches = partial(script.make_batches, images, labels, rng, batch)
         self.batches = (batch for _ in itertools.count() for batch in self.make_batches())
 
     def run_steps(self, steps: int) -> None:
@@ -161,12 +171,12 @@ class Script:
         return time.perf_counter() - began
 
 
-def write_originals(split: Split, folder: Path) -> None:
+def write_originals(dataset: Dataset, folder: Path) -> None:
     """Write the training images and labels, and as many labels as test images, as torchvision reads them."""
     folder.mkdir(parents=True)
     for part, images, labels in (
-        ("train", split.train_images, split.train_labels),
-        ("t10k", split.val_images, split.val_labels),
+        ("train", dataset.train_images, dataset.train_labels),
+        ("t10k", dataset.val_images, dataset.val_labels),
     ):
         for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
             header = np.array([0x0800 + array.ndim, *array.shape], ">i4")  # 0x08 means uint8
@@ -191,11 +201,10 @@ def main(options: TrainingOptions) -> None:
 
     from torch_impl.data import read_mnist  # here, so that --help and mistakes are quick
 
-    loaded = data.load(options.dataset, options.data_dir, read_mnist)
-    split = data.split(loaded.dataset, "test")
-    options.check_record("training", loaded.dataset.name)
-    if loaded.note:
-        report.show_notice(loaded.note)
+    dataset = data.load(options.dataset, options.data_dir, read_mnist)
+    options.check_record("training", dataset.name)
+    if dataset.note:
+        console.show_notice(dataset.note)
     path = None
     for network, recipe in recipes.items():
         contenders = [
@@ -209,18 +218,18 @@ def main(options: TrainingOptions) -> None:
             raise UserError(f"the scripts do not train {network} or to an accuracy; give other --contenders")
         if options.time_to_accuracy:
             table = TIME
-            rows = measure_accuracy(contenders, split, options.time_to_accuracy, options.seeds)
+            rows = measure_accuracy(contenders, dataset, options.time_to_accuracy, options.seeds)
         else:
             table = STEPS
-            rows = measure_steps(contenders, split, options.rounds, options.steps, options.epochs)
-        rows = [row | {"dataset": loaded.dataset.name} for row in rows]
+            rows = measure_steps(contenders, dataset, options.rounds, options.steps, options.epochs)
+        rows = [row | {"dataset": dataset.name} for row in rows]
         show_table(f"{network}, {recipe.name}, {contenders[0].device}", *table, list(map(describe, rows)))
         path = add_rows("training", rows, PACKAGES, options.publish)
-    report.show_line(f"-> {path}")
+    console.show_line(f"-> {path}")
 
 
 @contextmanager
-def start_all(contenders: Sequence[Contender], split: Split) -> Iterator[dict[Contender, Worker]]:
+def start_all(contenders: Sequence[Contender], dataset: Dataset) -> Iterator[dict[Contender, Worker]]:
     """A process for each contender, whose compilers start with empty caches."""
     with ExitStack() as stack:
         processes = {}
@@ -229,7 +238,7 @@ def start_all(contenders: Sequence[Contender], split: Split) -> Iterator[dict[Co
             variables = {"TORCHINDUCTOR_CACHE_DIR": caches, "LOCKSTEP_CACHE": caches}  # JAX's is in ours
             environment = workers.environment(each.device) | variables
             make, name = (Script if each.is_script else Ours), label(each.kind, each.precision)
-            processes[each] = stack.enter_context(Worker(name, make, each, split, environment=environment))
+            processes[each] = stack.enter_context(Worker(name, make, each, dataset, environment=environment))
         yield processes
 
 
@@ -244,7 +253,7 @@ def step_flops(contender: Contender) -> int:
 
 
 def measure_steps(
-    contenders: Sequence[Contender], split: Split, rounds: int, steps: int, epochs: int
+    contenders: Sequence[Contender], dataset: Dataset, rounds: int, steps: int, epochs: int
 ) -> list[Row]:
     """Time steps of all contenders in turn, every other round in reverse order; then whole epochs.
 
@@ -253,7 +262,7 @@ def measure_steps(
 
     Args:
         contenders: of one network, recipe and device.
-        split: the data.
+        dataset: the images.
         rounds: how often each is timed.
         steps: in one round.
         epochs: whole epochs to time; of a script at most one.
@@ -265,7 +274,7 @@ def measure_steps(
     accuracy: dict[Contender, float] = {}
     flops_per_s: list[float] = []
     with (
-        start_all(contenders, split) as processes,
+        start_all(contenders, dataset) as processes,
         Worker("matrix", MatrixProduct, device, environment=workers.environment(device)) as product,
         show_progress((1 + rounds + epochs) * len(contenders)) as advance,
     ):
@@ -306,7 +315,9 @@ def measure_steps(
     return rows
 
 
-def measure_accuracy(contenders: Sequence[Contender], split: Split, schedule: int, seeds: int) -> list[Row]:
+def measure_accuracy(
+    contenders: Sequence[Contender], dataset: Dataset, schedule: int, seeds: int
+) -> list[Row]:
     """Seconds of training until an epoch ends at 99.4 % on the test images, on a schedule of so many epochs.
 
     Each contender compiles in an epoch of its own; then they take turns, seed by seed. A seed that does not
@@ -315,7 +326,7 @@ def measure_accuracy(contenders: Sequence[Contender], split: Split, schedule: in
     results: dict[Contender, list[Row]] = {each: [] for each in contenders}
     turns = [contenders, contenders[::-1]]
     with (
-        start_all(contenders, split) as processes,
+        start_all(contenders, dataset) as processes,
         show_progress((1 + seeds) * len(contenders)) as advance,
     ):
         for process in processes.values():

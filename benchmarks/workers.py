@@ -19,9 +19,9 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.record import Row
-from recipe.errors import UserError, explain
+from recipe.console import UserError, explain
 from recipe.networks import Conv, Network
-from recipe.record import count_cores, describe_machine
+from recipe.provenance import count_cores, describe_machine
 
 EXIT_S = 3.0  # for a process to end by itself
 MAX_CALLS, MIN_CALLS = 200_000, 10

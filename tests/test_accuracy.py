@@ -17,8 +17,8 @@ from scipy import stats
 from benchmarks.accuracy import __main__ as accuracy
 from recipe import data, record
 from recipe.checkpoint import initial_tensors
+from recipe.console import UserError
 from recipe.data import Dataset, Loaded, Split
-from recipe.errors import UserError
 from recipe.networks import NETWORKS, get_network
 from recipe.plan import Plan, make_plans, steps_per_epoch
 from recipe.recipes import get_recipe

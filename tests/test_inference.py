@@ -21,7 +21,7 @@ from export.fold import fold, steps_of
 from export.images import Images, random_images
 from export.metadata import get_metadata, set_metadata, weights_sha256
 from recipe.checkpoint import Checkpoint, initial_tensors, load_checkpoint, save_checkpoint
-from recipe.errors import UserError
+from recipe.console import UserError
 from recipe.networks import NETWORKS
 from recipe.recipes import get_recipe
 from recipe.record import read_rows

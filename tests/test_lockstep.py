@@ -7,12 +7,11 @@ import pytest
 
 import jax_impl.train
 import torch_impl.train
-from benchmarks import record
 from lockstep import figure, runs
 from lockstep.__main__ import LockstepOptions, main
 from lockstep.runs import Comparison, run_lockstep, summarise
-from recipe import data
-from recipe.errors import UserError
+from recipe import data, record
+from recipe.console import UserError
 from recipe.networks import get_network
 from recipe.recipes import get_recipe
 from tests import fake

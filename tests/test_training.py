@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.baselines import flax_script, torch_script
 from benchmarks.training import measure
 from benchmarks.workers import Worker, environment, peak_memory, round_figures, time_calls, warm_up
+from recipe.console import UserError
 from recipe.data import Split
-from recipe.errors import UserError
 from recipe.networks import get_network
 from recipe.recipes import get_recipe
 from recipe.record import read_rows

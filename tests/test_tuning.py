@@ -14,8 +14,8 @@ from benchmarks.accuracy.tuning import (
 
 from benchmarks.accuracy import tuning
 from recipe import data, record
+from recipe.console import UserError
 from recipe.data import HOLDOUT, Dataset, Loaded
-from recipe.errors import UserError
 from tests.fake import FRAMEWORK
 
 ROW = dict.fromkeys(tuning.KEPT, 0.5)

@@ -1,4 +1,4 @@
-"""Where something was computed: command, commit, versions and machine."""
+"""Where a result comes from: command, commit, versions and machine."""
 
 import os
 import platform
@@ -11,10 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
 
-
-def provenance(packages: Iterable[str]) -> Row:
+def provenance(packages: Iterable[str]) -> dict[str, Any]:
     """Command, commit, date, and the versions of Python and of those packages that are installed."""
     return {
         "command": command(),
@@ -74,7 +72,7 @@ def _output_of(*words: str) -> str | None:
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
-def describe_machine() -> Row:
+def describe_machine() -> dict[str, Any]:
     """Processor, cores this process may use, instruction set, GPU and system."""
     return {
         "processor": processor_name(),
