@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from recipe import report
+from recipe import console
 
 
 def main() -> None:
@@ -11,8 +11,8 @@ def main() -> None:
     for line in lines:
         if line.startswith("| `python"):
             command, answer, minutes = (cell.strip(" `") for cell in line.split("|")[1:4])
-            report.show_line(f"{command:<60}{minutes:>6} min\n    {answer}")
-    report.show_line("Each explains its options with --help. Results go to runs/bench/.")
+            console.show_line(f"{command:<60}{minutes:>6} min\n    {answer}")
+    console.show_line("Each explains its options with --help. Results go to runs/bench/.")
 
 
 if __name__ == "__main__":

@@ -8,22 +8,22 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 
-from benchmarks import rows
+from benchmarks.accuracy import recorded_seeds
+from benchmarks.record import RESULTS, Row, grouped, origin
+from benchmarks.tables import LABELS, make_table
 from export.images import load_images
 from export.pipeline import export
-from recipe import report
-from recipe.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint, state_digest
-from recipe.cli import optional, run_command
-from recipe.errors import UserError
-from recipe.files import write_atomically
-from recipe.record import Row, origin
+from recipe import console
+from recipe.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint, state_digest, write_atomically
+from recipe.console import UserError, option, run_command
 
-MODELS = rows.MODEL_LIST.parent
+MODELS = RESULTS.parent / "models"
+MODEL_LIST = MODELS / "models.json"
 RUNS = Path("runs") / "models"
+SEEDS = 10  # models/ has the run in the middle of so many; the number was fixed before the first
 PACKAGES = ("torch", "jax", "flax", "onnx", "onnxruntime")
 
 
@@ -31,8 +31,29 @@ PACKAGES = ("torch", "jax", "flax", "onnx", "onnxruntime")
 class ModelsOptions:
     """Export the runs of runs/models/ to models/; without them, print the commands that train them."""
 
-    data_dir: Annotated[Path | None, optional("DIR")] = None
-    """Folder with the four original MNIST files (or set MNIST_DIR)."""
+    data_dir: Path | None = option(
+        None, "Folder with the four original MNIST files (or set MNIST_DIR)", metavar="DIR"
+    )
+
+
+def middle_seeds() -> list[Row]:
+    """Of the first ten seeds of a network in a framework the one in the middle, of two the lower one."""
+    first = [row for row in recorded_seeds("tuned", device="cpu") if row["seed"] < SEEDS]
+    return [
+        sorted(group, key=lambda row: (row["final"], row["seed"]))[(len(group) - 1) // 2]
+        for group in grouped(first, "network", "framework")
+    ]
+
+
+def folder_of(seed: Row) -> str:
+    """The folder of a published model, in models/ and of its run in runs/models/."""
+    return f"{seed['network']}-{seed['framework']}"
+
+
+def training_command(seed: Row) -> str:
+    """The command that trains a seed on record once more, on one core, so that its bits can be had again."""
+    options = f"--network {seed['network']} --seed {seed['seed']} --out runs/models/{folder_of(seed)}"
+    return f"taskset -c 0 python -m {seed['framework']}_impl.train {options}"
 
 
 def publish(seed: Row, data_dir: Path | None) -> Row:
@@ -45,14 +66,13 @@ def publish(seed: Row, data_dir: Path | None) -> Row:
     Raises:
         UserError: the run is not the one that was chosen, or its file cannot be verified.
     """
-    folder = rows.model_folder(seed)
+    folder = folder_of(seed)
     path = RUNS / folder / FILE_NAME
     run = load_checkpoint(path)
     chosen = {key: seed[key] for key in ("network", "framework", "seed")}
-    config = run.config | {"dataset": run.config["data"]["name"]}
-    fits = all(config[key] == value for key, value in (chosen | {"threads": 1, "dataset": "mnist"}).items())
+    fits = all(getattr(run.config, key) == value for key, value in (chosen | {"threads": 1}).items())
     if not fits or len(run.metrics) != len(seed["accuracies"]):
-        raise UserError(f"{path} is no whole run of {rows.training_command(seed)}; remove it and train again")
+        raise UserError(f"{path} is not a whole run of {training_command(seed)}; remove it and train again")
     images = load_images(run, data_dir)
     if images.name != "mnist":
         raise UserError(f"models/ needs MNIST: {images.note}")
@@ -74,16 +94,28 @@ def publish(seed: Row, data_dir: Path | None) -> Row:
 
 def main(options: ModelsOptions) -> None:
     """Publish every run, or say which are missing."""
-    seeds = rows.middle_seeds()
-    missing = [seed for seed in seeds if not (RUNS / rows.model_folder(seed) / FILE_NAME).exists()]
+    seeds = middle_seeds()
+    missing = [seed for seed in seeds if not (RUNS / folder_of(seed) / FILE_NAME).exists()]
     for seed in missing:
-        report.show_line(rows.training_command(seed))
+        console.show_line(training_command(seed))
     if missing:
         raise UserError(f"{RUNS} lacks the runs of these {len(missing)} commands; run them first")
     about = origin(PACKAGES)
     entries = [publish(seed, options.data_dir) | about for seed in seeds]
-    write_atomically(rows.MODEL_LIST, (json.dumps({"models": entries}, indent=2) + "\n").encode())
-    report.show_line(f"{len(entries)} models -> {MODELS.name}/; python -m benchmarks.pages makes their table")
+    write_atomically(MODEL_LIST, (json.dumps({"models": entries}, indent=2) + "\n").encode())
+    console.show_line(f"{len(entries)} models -> models/; python -m benchmarks.pages makes their table")
+
+
+def models_table() -> str:
+    """The published models and the commands that train them."""
+    entries = json.loads(MODEL_LIST.read_text())["models"]
+    rows = [row | {"label": LABELS[row["framework"]], "again": training_command(row)} for row in entries]
+    return make_table(
+        "folder | trained with | accuracy | seed | SHA-256 of the state | of `model.onnx` | trained by",
+        "`{folder}` | {label} | {accuracy:.2%} | {seed} | `{digest:.12}` | `{sha256:.12}` | `{again}`",
+        rows,
+        "benchmarks.models",
+    )
 
 
 if __name__ == "__main__":

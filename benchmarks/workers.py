@@ -1,33 +1,27 @@
 """Processes that are timed: each contender of a benchmark lives in one of its own.
 
-PyTorch and JAX are imported only where they are used, and no contender sees the settings or the memory of
-another. Contenders take turns, so only one of them computes at any time.
+PyTorch and JAX are imported only where they are used, and no contender sees the settings of another.
+Contenders take turns, so only one of them computes at any time.
 """
 
 import gc
 import multiprocessing
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from math import prod
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
-from recipe import report
-from recipe.errors import UserError, one_line
+from benchmarks.record import Row
+from recipe.console import UserError, explain
 from recipe.networks import Conv, Network
-from recipe.record import Row, count_cores, describe_machine
-
-Columns = Mapping[str, Callable[[Row], str]]  # of a table: by heading, the text of a row's cell
+from recipe.provenance import count_cores, describe_machine
 
 EXIT_S = 3.0  # for a process to end by itself
 MAX_CALLS, MIN_CALLS = 200_000, 10
@@ -44,11 +38,6 @@ class Worker:
         arguments: sent to the process.
         environment: variables of that process, on top of those here.
         cores: the number of processors that the process may use, where the system can limit them.
-        timeout_s: how long any answer may take.
-
-    Attributes:
-        build_s: seconds that ``make`` took.
-        start_memory: what `memory` answered then.
 
     Raises:
         UserError: as in `call`.
@@ -61,18 +50,20 @@ class Worker:
         *arguments: Any,
         environment: Mapping[str, str] = MappingProxyType({}),
         cores: int | None = None,
-        timeout_s: float = 900.0,
     ):
-        self.label, self.timeout_s = label, timeout_s
+        self.label = label
         context = multiprocessing.get_context("spawn")  # JAX's threads would not survive a fork
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make, arguments, cores))
-        with mock.patch.dict(os.environ, environment):  # libraries read it when they are imported
-            self.process.start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for us, who end the process
+        try:
+            with mock.patch.dict(os.environ, environment):  # libraries read it when they are imported
+                self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()
         try:
-            self.build_s: float = self._answer()[0]
-            self.start_memory = self.memory()
+            self._answer()
         except BaseException:
             self.close()
             raise
@@ -81,7 +72,7 @@ class Worker:
         """Call a method of the object and return its result.
 
         Raises:
-            UserError: it failed there, the process died, or it took too long.
+            UserError: it failed there, or the process died.
         """
         self.connection.send((method, arguments))
         return self._answer()[1]
@@ -91,14 +82,8 @@ class Worker:
         self.connection.send((method, arguments))
         return self._answer()[0]
 
-    def memory(self) -> float:
-        """Peak memory of the process in MiB; on a GPU, that of its framework on the GPU."""
-        return self.call("")
-
     def _answer(self) -> tuple[float, Any]:
         try:
-            if not self.connection.poll(self.timeout_s):
-                raise UserError(f"{self.label}: no answer in {self.timeout_s:.0f} s")
             answer = self.connection.recv()
         except (EOFError, ConnectionError):
             self.process.join()
@@ -128,52 +113,34 @@ def _serve(
     connection: Connection, make: Callable[..., Any], arguments: tuple[Any, ...], cores: int | None
 ) -> None:
     """Make the object, then answer every request with the seconds it took and its result."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     if cores is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
     try:
-        began = time.perf_counter()
         made = make(*arguments)
-        connection.send((time.perf_counter() - began, None))
+        connection.send((0.0, None))
         while True:
             method, arguments = connection.recv()
-            work = getattr(made, method) if method else peak_memory
             began = time.perf_counter()
-            result = work(*arguments)
+            result = getattr(made, method)(*arguments)
             connection.send((time.perf_counter() - began, result))
     except EOFError:  # the parent is gone
         return
     except Exception as error:
-        connection.send(one_line(f"{type(error).__name__}: {error}"))
+        connection.send(explain(error))
 
 
-def environment(device: str, cores: int | None = None) -> dict[str, str]:
-    """The environment of a worker that computes on this device, cpu or cuda.
-
-    It names the number of threads: a trainer of PyTorch would otherwise take fewer where cores are busy, and
-    more than it has where `Worker` limits them to ``cores``.
-    """
-    threads = {"OMP_NUM_THREADS": str(cores or os.environ.get("OMP_NUM_THREADS", count_cores()))}
+def environment(device: str, threads: int | None = None) -> dict[str, str]:
+    """The environment of a worker that computes on this device, cpu or cuda, with so many threads."""
+    count = str(threads or os.environ.get("OMP_NUM_THREADS", count_cores()))
+    variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count)
     if device == "cpu":
-        return threads | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    return threads | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share the GPU
+        return variables | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return variables | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share the GPU
 
 
 def resolve_device(device: str) -> str:
     """``cpu`` or ``cuda`` for ``auto``, without importing a framework."""
     return ("cuda" if describe_machine()["gpu"] else "cpu") if device == "auto" else device
-
-
-def peak_memory() -> float:
-    """Peak memory of this process in MiB; if its framework computes on a GPU, that on the GPU."""
-    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
-    if torch and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 2**20
-    if jax and (statistics := jax.local_devices()[0].memory_stats()):
-        return statistics["peak_bytes_in_use"] / 2**20
-    # Not getrusage: a new process inherits its figure from the one that started it.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
 
 
 def time_calls(call: Callable[[], object], seconds: float, minimum: int = MIN_CALLS) -> np.ndarray:
@@ -211,21 +178,21 @@ class MatrixProduct:
     def __init__(self, device: str):
         import torch
 
-        self.torch, self.device = torch, device
         torch.backends.cuda.matmul.allow_tf32 = False  # as all contenders compute
-        side = MATRIX_SIDE[device]
-        self.a, self.b, self.out = (torch.ones((side, side), device=device) for _ in range(3))
+        self.side = MATRIX_SIDE[device]
+        a, b, out = (torch.ones((self.side, self.side), device=device) for _ in range(3))
+
+        def multiply() -> None:
+            torch.mm(a, b, out=out)
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        self.multiply = multiply
 
     def measure(self, seconds: float = 0.3) -> float:
         """FLOP/s."""
         self.multiply()
-        return 2 * len(self.a) ** 3 / (float(np.median(time_calls(self.multiply, seconds, 3))) / 1e9)
-
-    def multiply(self) -> None:
-        """Multiply once, and wait for the result."""
-        self.torch.mm(self.a, self.b, out=self.out)
-        if self.device == "cuda":
-            self.torch.cuda.synchronize()
+        return 2 * self.side**3 / (float(np.median(time_calls(self.multiply, seconds, 3))) / 1e9)
 
 
 def convolution_flops(network: Network) -> list[int]:
@@ -239,16 +206,6 @@ def convolution_flops(network: Network) -> list[int]:
         for layer in network.layers
         if isinstance(layer.operation, Conv)
     ]
-
-
-def show_table(title: str, columns: Columns, rows: Sequence[Row]) -> None:
-    """Print rows of the record; the first column is aligned to the left."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in columns:
-        table.add_column(heading, justify="right" if table.columns else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(cell(row) for cell in columns.values()))
-    report.console.print(table)
 
 
 def round_figures(row: Row) -> Row:

@@ -2,40 +2,32 @@
 
 import hashlib
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import onnx
 
 from export.images import Images, load_images
-from export.metadata import DESCRIBED
 from export.pipeline import Export, export
 from export.verify import BATCHES
-from recipe import report
-from recipe.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
-from recipe.cli import optional, run_command
-from recipe.errors import UserError
-from recipe.files import write_atomically
-
-PROGRAM = "python -m export"
+from recipe import console
+from recipe.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, write_atomically
+from recipe.console import UserError, option, run_command
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     """Write a verified ONNX file from a training run of either framework."""
 
-    checkpoint: Annotated[Path, optional("RUN", "required")]
-    """The run: its folder or its checkpoint."""
-    out: Annotated[Path, optional("FILE", "required")]
-    """The file to write."""
-    int8: bool = False
-    """Quantise to int8 (static QDQ, calibrated on training images)."""
-    feature_maps: bool = False
-    """Add an output for the feature maps of each layer, as demo/ shows them."""
-    data_dir: Annotated[Path | None, optional("DIR")] = None
-    """Folder with the four original MNIST files (or set MNIST_DIR)."""
+    checkpoint: Path = option(help="The run: its folder or its checkpoint", metavar="RUN")
+    out: Path = option(help="The file to write", metavar="FILE")
+    int8: bool = option(False, "Quantise to int8 (static QDQ, calibrated on training images)")
+    feature_maps: bool = option(
+        False, "Add an output for the feature maps of each layer, as demo/ shows them"
+    )
+    data_dir: Path | None = option(
+        None, "Folder with the four original MNIST files (or set MNIST_DIR)", metavar="DIR"
+    )
 
 
 def main(options: ExportOptions) -> None:
@@ -48,17 +40,16 @@ def main(options: ExportOptions) -> None:
         raise UserError("--feature-maps are float32; leave out --int8")
     check_destination(options.out)
     checkpoint = load_checkpoint(find_checkpoint(options.checkpoint))
-    checkpoint.check_config(*DESCRIBED)
     images = load_images(checkpoint, options.data_dir)
     if images.note:
-        report.show_notice(images.note)
+        console.show_notice(images.note)
     try:
         exported = export(checkpoint, images, options.int8, options.feature_maps)
     except UserError as error:
         raise UserError(f"{options.out} was not written: {error}") from error
     write_atomically(options.out, exported.content)
     for line in describe_export(options.out, checkpoint, images, exported):
-        report.show_line(line)
+        console.show_line(line)
 
 
 def check_destination(path: Path) -> None:
@@ -83,7 +74,7 @@ def describe_export(out: Path, checkpoint: Checkpoint, images: Images, exported:
     result, model = exported.verification, onnx.load_model_from_string(exported.content)
     operators = [node.op_type for node in model.graph.node]
     counts = ", ".join(f"{operators.count(name)} {name}" for name in dict.fromkeys(operators))
-    framework = checkpoint.config["framework"]
+    framework = checkpoint.config.framework
     lines = [
         f"{out}: {checkpoint.network.name} of {framework}, step {checkpoint.step}, "
         f"{len(exported.content):,} bytes, SHA-256 {hashlib.sha256(exported.content).hexdigest()}",
@@ -101,10 +92,4 @@ def describe_export(out: Path, checkpoint: Checkpoint, images: Images, exported:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        report.show_error(
-            "give --checkpoint RUN (a run's folder or its checkpoint) and --out FILE (the file to write); "
-            f"see {PROGRAM} --help"
-        )
-        sys.exit(2)
-    run_command(ExportOptions, main, PROGRAM)
+    run_command(ExportOptions, main, "python -m export")

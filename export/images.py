@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from recipe.checkpoint import Checkpoint
+from recipe.console import UserError
 from recipe.data import Reader, load
-from recipe.errors import UserError
 from recipe.networks import IMAGE_SHAPE
 
 RANDOM_IMAGES = 2_000
@@ -46,24 +46,21 @@ def load_images(checkpoint: Checkpoint, data_dir: Path | None) -> Images:
     """The test images of the data that a run was trained on; random ones if they cannot be downloaded.
 
     Raises:
-        UserError: `data_dir` or the variable MNIST_DIR names a faulty folder, or the run's data is unknown.
+        UserError: `data_dir` or the variable MNIST_DIR names a faulty folder.
     """
-    checkpoint.check_config("data.name", "framework")
-    name = checkpoint.config["data"]["name"]
-    if name not in ("mnist", "digits"):
-        raise UserError(f"the checkpoint's data.name {name!r} is unknown; expected mnist or digits")
+    name = checkpoint.config.data.name
     try:
-        dataset = load(name, data_dir, _reader(checkpoint)).dataset
+        dataset = load(name, data_dir, _reader(checkpoint))
     except UserError as error:
         if data_dir or os.environ.get("MNIST_DIR"):
             raise
         note = f"random images, so no accuracy: {error}"
         return Images("random", random_images(), None, None, note)
-    return Images(name, to_unit(dataset.test_images), dataset.test_labels, dataset.train_images)
+    return Images(name, to_unit(dataset.val_images), dataset.val_labels, dataset.train_images)
 
 
 def _reader(checkpoint: Checkpoint) -> Reader:
-    if checkpoint.config["framework"] == "jax":
+    if checkpoint.config.framework == "jax":
         from jax_impl.data import read_mnist
     else:
         from torch_impl.data import read_mnist

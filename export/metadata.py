@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from importlib.metadata import version
 
 import numpy as np
@@ -13,8 +14,6 @@ from recipe.data import MEAN, STD
 from recipe.networks import CLASSES
 
 LICENSE = "MIT"
-# The entries of a checkpoint's config that `describe` reads.
-DESCRIBED = ("framework", "recipe.ema_decay", "seed", "data.name", "data.fingerprint", "versions", "commit")
 
 
 def weights_sha256(tensors: Tensors) -> str:
@@ -32,8 +31,7 @@ def describe(checkpoint: Checkpoint, precision: str) -> dict[str, str]:
 
     Holds no date and no path, so that the same checkpoint gives the same file.
     """
-    config, recipe = checkpoint.config, checkpoint.config["recipe"]
-    versions = config["versions"]
+    config = checkpoint.config
     return {
         "model_author": "Lockstep",  # this and the next: onnx/docs/IR.md, optional metadata
         "model_license": LICENSE,
@@ -44,15 +42,15 @@ def describe(checkpoint: Checkpoint, precision: str) -> dict[str, str]:
         "std": str(STD),
         "network": checkpoint.network.name,
         "parameters": str(checkpoint.network.parameter_count),
-        "recipe": json.dumps(recipe, sort_keys=True),
-        "seed": str(config["seed"]),
+        "recipe": json.dumps(asdict(config.recipe), sort_keys=True),
+        "seed": str(config.seed),
         "step": str(checkpoint.step),
-        "averaged_weights": json.dumps(recipe["ema_decay"] is not None),
-        "dataset": config["data"]["name"],
-        "dataset_sha256": config["data"]["fingerprint"],
-        "framework": config["framework"],
-        "framework_versions": json.dumps(versions, sort_keys=True),
-        "training_commit": str(config["commit"]),
+        "averaged_weights": json.dumps(config.recipe.ema_decay is not None),
+        "dataset": config.data.name,
+        "dataset_sha256": config.data.fingerprint,
+        "framework": config.framework,
+        "framework_versions": json.dumps(config.versions, sort_keys=True),
+        "training_commit": str(config.commit),
         "weights_sha256": weights_sha256(checkpoint.model),
         "precision": precision,
     }

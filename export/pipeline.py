@@ -11,7 +11,7 @@ from export.quantize import quantize
 from export.source import source_logits
 from export.verify import BATCHES, Verification, run_model, verify
 from recipe.checkpoint import Checkpoint
-from recipe.errors import UserError
+from recipe.console import UserError
 
 
 @dataclass(frozen=True)

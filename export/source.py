@@ -5,8 +5,8 @@ from typing import Literal
 import numpy as np
 
 from recipe.checkpoint import Checkpoint, Tensors
+from recipe.console import UserError
 from recipe.data import EVALUATION_BATCH, MEAN, STD
-from recipe.errors import UserError
 from recipe.networks import Network
 
 
@@ -26,7 +26,7 @@ def source_logits(
     Raises:
         UserError: the checkpoint names another framework.
     """
-    framework = checkpoint.config["framework"]
+    framework = checkpoint.config.framework
     if framework not in ("torch", "jax"):
         raise UserError(f"the checkpoint is of the unknown framework {framework!r}; expected torch or jax")
     tensors = {name: tensor.astype(precision) for name, tensor in checkpoint.model.items()}
@@ -38,9 +38,10 @@ def source_logits(
 def _torch_logits(network: Network, tensors: Tensors, batches: list[np.ndarray]) -> np.ndarray:
     import torch
 
+    from torch_impl.devices import select_devices
     from torch_impl.model import ConvNet, load_tensors
 
-    model = ConvNet(network, dropout=0.0).to(torch.from_numpy(batches[0]).dtype).eval()
+    model = ConvNet(network, 0.0, select_devices("cpu")).to(torch.from_numpy(batches[0]).dtype).eval()
     load_tensors(model, tensors)
     with torch.inference_mode():
         return np.concatenate([model(torch.from_numpy(batch)).numpy() for batch in batches])
@@ -51,10 +52,11 @@ def _jax_logits(network: Network, tensors: Tensors, batches: list[np.ndarray]) -
     import jax.numpy as jnp
     from flax import nnx
 
+    from jax_impl.devices import select_devices
     from jax_impl.model import ConvNet, load_tensors
 
     with jax.enable_x64(batches[0].dtype == np.float64), jax.default_device(jax.devices("cpu")[0]):
-        model = ConvNet(network, dropout=0.0)
+        model = ConvNet(network, 0.0, select_devices("cpu"))
         model.eval()
         load_tensors(model, tensors)
         predict = nnx.jit(model)

@@ -7,8 +7,8 @@ import onnx
 from onnx import TensorProto
 
 from export.build import INPUT, LOGITS, PROBABILITIES
-from recipe.errors import UserError, reason
-from recipe.files import read_at_most
+from recipe.checkpoint import read_at_most
+from recipe.console import UserError, reason
 from recipe.networks import CLASSES, IMAGE_SHAPE
 
 MAX_BYTES = 64 * 2**20

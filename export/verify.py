@@ -7,7 +7,7 @@ import onnx
 
 from export.build import INPUT, LOGITS, PROBABILITIES
 from export.structure import check_structure
-from recipe.errors import UserError, reason
+from recipe.console import UserError, reason
 
 BATCHES = (1, 2, 7, 1000)
 # How far float32 logits may be from the framework's in float64: 1e-5 or, where a logit exceeds 25, about 3.4

@@ -2,31 +2,27 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recipe.data import Dataset
-from recipe.errors import UserError
-from recipe.mnist import ORIGINALS, check_reachable, read_original, read_originals
-
-URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"  # tfds's own, whose checksums it knows
+from recipe.data import ORIGINALS, Arrays
 
 
-def read_mnist(originals: Path | None) -> Dataset:
-    """Decode MNIST, from a folder of the original files (see `recipe.mnist.read_originals`) or the network.
+def read_mnist(originals: dict[str, bytes]) -> Arrays:
+    """Decode MNIST's original files.
 
     Raises:
-        UserError: a fault of the folder.
-        OSError: the download failed.
         ImportError: tensorflow_datasets is not installed.
     """
     import tensorflow_datasets as tfds  # here, because a run with cached data does without it
-    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-    from tensorflow_datasets.core.download.util import DownloadError
+
+    images, labels, test_images, test_labels = (
+        np.frombuffer(originals[file.name], np.uint8, offset=file.header).reshape(file.shape)
+        for file in ORIGINALS
+    )
 
     # tfds's own builder needs TensorFlow to unpack the files and to encode PNG. Plain bytes need neither, and
     # 70,000 images are prepared and read back in a few seconds.
@@ -42,56 +38,30 @@ def read_mnist(originals: Path | None) -> Dataset:
                 builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
             )
 
-        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-            if contents is None:
-                paths = dl_manager.download({file.name: f"{URL}{file.name}.gz" for file in ORIGINALS})
-                files = {file.name: read_original(Path(paths[file.name]), file) for file in ORIGINALS}
-            else:
-                files = contents
-            arrays = [
-                np.frombuffer(files[file.name], np.uint8, offset=file.header).reshape(file.shape)
-                for file in ORIGINALS
-            ]
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             return {
-                "train": self._generate_examples(*arrays[:2]),
-                "test": self._generate_examples(*arrays[2:]),
+                "train": self._generate_examples(images, labels),
+                "test": self._generate_examples(test_images, test_labels),
             }
 
         def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict]]:
             for index, (image, label) in enumerate(zip(images, labels, strict=True)):
                 yield index, {"image": image, "label": int(label)}
 
-    contents = read_originals(originals) if originals else None
-    if contents is None:
-        check_reachable(f"{URL}{ORIGINALS[-1].name}.gz")
-    with _temporary_folder() as root:
-        tfds.disable_progress_bar()
-        builder: Any = LockstepMnist(data_dir=str(root), file_format="array_record")
-        try:
-            with redirect_stdout(StringIO()):  # it announces a folder that is gone a moment later
-                builder.download_and_prepare(download_dir=str(root / "downloads"))
-        except (DownloadError, NonMatchingChecksumError, UserError) as error:  # refused, or not the originals
-            raise OSError(str(error)) from error
-        train_images, train_labels = _read_all(builder.as_data_source(split="train"))
-        test_images, test_labels = _read_all(builder.as_data_source(split="test"))
-    return Dataset(
-        "mnist",
-        train_images=train_images,
-        train_labels=train_labels,
-        test_images=test_images,
-        test_labels=test_labels,
-    )
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """A folder for everything, also for the empty folder that every tfds builder makes and forgets."""
     with tempfile.TemporaryDirectory(prefix="lockstep-") as root:
-        before, tempfile.tempdir = tempfile.tempdir, root
+        before, tempfile.tempdir = (
+            tempfile.tempdir,
+            root,
+        )  # every builder makes an empty folder and forgets it
         try:
-            yield Path(root)
+            tfds.disable_progress_bar()
+            builder: Any = LockstepMnist(data_dir=root, file_format="array_record")
+            with redirect_stdout(StringIO()):  # it announces a folder that is gone a moment later
+                builder.download_and_prepare(download_dir=root)
         finally:
             tempfile.tempdir = before
+        train, test = (_read_all(builder.as_data_source(split=split)) for split in ("train", "test"))
+    return *train, *test
 
 
 def _read_all(source: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,12 @@
-"""One run on several devices, in one process or several. Each takes its share of every batch."""
+"""The devices of a run, in one process or several. Each takes its share of every batch."""
 
 import atexit
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import jax
@@ -11,71 +14,95 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from recipe import report
-from recipe.errors import UserError, reason
-from recipe.options import TrainOptions
+from recipe.console import UserError, check_range, reason
 from recipe.plan import Plan
-from recipe.run import Framework, train
-from recipe.signals import exit_code
+from recipe.provenance import count_cores
+from recipe.run import MAX_DEVICES, Trainer, TrainOptions, train
 
 AXIS = "devices"
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long is lost
 
-_mesh: Mesh | None = None  # of this run's devices, if there are several
+
+@dataclass(frozen=True)
+class Devices:
+    """The first device of this process and, if the run has several, the mesh of all."""
+
+    device: Any  # jax.Device, which is no type
+    mesh: Mesh | None = None
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.mesh.size if self.mesh else 1
+
+    @property
+    def index(self) -> Array | int:
+        """The number of this device, from 0; within `share_steps`."""
+        return lax.axis_index(AXIS) if self.mesh else 0
+
+    @property
+    def name(self) -> str:
+        """The GPU's name, or cpu."""
+        return self.device.device_kind if self.device.platform == "gpu" else "cpu"
+
+    @property
+    def threads(self) -> int:
+        """The threads that XLA computes with on a CPU: one a core."""
+        return count_cores()
+
+    @property
+    def placement(self) -> Any:
+        """Where the run's arrays are: on the device; if there are several, the same on each."""
+        return NamedSharding(self.mesh, PartitionSpec()) if self.mesh else self.device
+
+    def sum(self, x: Any) -> Any:
+        """Return the sum of all devices' arrays, the same bits on each; with one device the arrays."""
+        return lax.psum(x, AXIS) if self.mesh else x
+
+    def fetch(self, arrays: Any) -> Any:
+        """Return what is on the first device of this process, of arrays with that `placement`."""
+        return jax.tree.map(lambda array: array.addressable_data(0), arrays) if self.mesh else arrays
+
+    def share_steps(self, steps_fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Return steps on all devices, each with its part of every batch; all parts have the same size.
+
+        Args:
+            steps_fn: a function of (state, images, labels, plan), which returns what is equal on all devices.
+        """
+        if not self.mesh:
+            return steps_fn
+        same, part = PartitionSpec(), PartitionSpec(None, AXIS)
+        plan = Plan(indices=part, affine=part, dropout_keys=same, lr=same, ema_decay=same)
+        specs = (same, same, same, plan)
+        return jax.shard_map(steps_fn, mesh=self.mesh, in_specs=specs, out_specs=same, check_vma=False)
+
+    @contextmanager
+    def raise_if_lost(self) -> Iterator[None]:
+        """Within it, the error that another process of this run has ended is a `ConnectionError`."""
+        try:
+            yield
+        except RuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            raise ConnectionError(str(error)) from error
 
 
-def count() -> int:
-    """The number of devices of this run."""
-    return _mesh.size if _mesh else 1
+def select_devices(name: str, count: int = 1) -> Devices:
+    """Return the devices of a run that ``--device`` and ``--devices`` name.
 
-
-def index() -> Array | int:
-    """The number of this device, from 0; within `share_steps`."""
-    return lax.axis_index(AXIS) if _mesh else 0
-
-
-def sum_over_devices(x: Any) -> Any:
-    """The sum of all devices' arrays, with the same bits on each; with one device the arrays themselves."""
-    return lax.psum(x, AXIS) if _mesh else x
-
-
-def placement(device: Any) -> Any:
-    """Where the run's arrays are: on the device; if there are several, the same on each."""
-    return NamedSharding(_mesh, PartitionSpec()) if _mesh else device
-
-
-def fetch(arrays: Any) -> Any:
-    """What is on the first device of this process, of arrays with that `placement`."""
-    return jax.tree.map(lambda array: array.addressable_data(0), arrays) if _mesh else arrays
-
-
-def share_steps(steps_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Steps on all devices, each with its part of every batch; all parts have the same size.
-
-    Args:
-        steps_fn: a function of (state, images, labels, plan), which returns what is equal on all devices.
+    Raises:
+        UserError: CUDA is asked for and there is none, or there are fewer.
     """
-    if not _mesh:
-        return steps_fn
-    same, part = PartitionSpec(), PartitionSpec(None, AXIS)
-    plan = Plan(indices=part, affine=part, dropout_keys=same, lr=same, ema_decay=same)
-    return jax.shard_map(
-        steps_fn, mesh=_mesh, in_specs=(same, same, same, plan), out_specs=same, check_vma=False
-    )
+    gpus = [device for device in jax.devices() if device.platform == "gpu"]
+    if name == "cuda" and not gpus:
+        raise UserError("--device cuda: JAX sees no CUDA device here; use --device cpu or auto")
+    seen = gpus if name != "cpu" and gpus else jax.devices("cpu")
+    if len(seen) < count:
+        raise UserError(f"--devices {count}: JAX sees {len(seen)} here; give fewer, or --device cpu")
+    return Devices(seen[0], Mesh(np.array(seen[:count]), (AXIS,)) if count > 1 else None)
 
 
-@contextmanager
-def raise_if_lost() -> Iterator[None]:
-    """Within it, the error that another process of this run has ended is a `ConnectionError`."""
-    try:
-        yield
-    except RuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        raise ConnectionError(str(error)) from error
-
-
-def run(options: TrainOptions, framework: Framework) -> None:
+def run(options: TrainOptions, trainer_type: type[Trainer]) -> None:
     """Train as the options say, on as many devices as they say.
 
     The devices belong to several processes if JAX_COORDINATOR_ADDRESS (host:port, of the first) is set in
@@ -84,16 +111,16 @@ def run(options: TrainOptions, framework: Framework) -> None:
     Raises:
         UserError: a user's mistake.
     """
-    options.validate()
-    devices = options.devices or 1
+    check_range("--devices", options.devices, 1, MAX_DEVICES)
+    count = options.devices or 1
     if several := "JAX_COORDINATOR_ADDRESS" in os.environ:
         processes, process = (_read_number(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-        if devices % (processes or 1):
+        if count % (processes or 1):
             raise UserError(
-                f"--devices {devices} is no multiple of JAX_NUM_PROCESSES={processes}; "
+                f"--devices {count} is no multiple of JAX_NUM_PROCESSES={processes}; "
                 "give the number on all machines together"
             )
-        jax.config.update("jax_num_cpu_devices", devices // processes if processes else 1)
+        jax.config.update("jax_num_cpu_devices", count // processes if processes else 1)
         try:
             jax.distributed.initialize(
                 num_processes=processes, process_id=process, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
@@ -103,22 +130,21 @@ def run(options: TrainOptions, framework: Framework) -> None:
                 f"JAX_COORDINATOR_ADDRESS is set, but JAX says: {reason(error).rstrip('.')}; "
                 "docs/lockstep.md has the variables"
             ) from None
-    elif devices > 1:
-        jax.config.update("jax_num_cpu_devices", devices)
-    if devices > 1:
-        _make_mesh(devices, options.device)
+    elif count > 1:
+        jax.config.update("jax_num_cpu_devices", count)
     try:
-        train(options, framework, follow=several and jax.process_index() > 0)
+        devices = select_devices(options.device, count)
+        train(options, trainer_type, devices, report=not several or jax.process_index() == 0)
     except (UserError, KeyboardInterrupt) as error:
         if several:
-            code = exit_code(error) if isinstance(error, KeyboardInterrupt) else 2
-            atexit.register(_leave, code)
+            interrupted = 128 + getattr(error, "number", signal.SIGINT)
+            atexit.register(_leave, 2 if isinstance(error, UserError) else interrupted)
         raise
 
 
 def _leave(code: int) -> NoReturn:
     """End before JAX does, which would wait for the other processes and abort if one is lost."""
-    report.screen.flush()
+    sys.stdout.flush()
     os._exit(code)
 
 
@@ -127,12 +153,3 @@ def _read_number(variable: str) -> int | None:
     if text is not None and not text.isdigit():
         raise UserError(f"the variable {variable} is {text!r}; give a number")
     return int(text) if text else None
-
-
-def _make_mesh(devices: int, device: str) -> None:
-    global _mesh
-    platform = "gpu" if device != "cpu" and jax.default_backend() == "gpu" else "cpu"
-    seen = jax.devices(platform)
-    if len(seen) < devices:
-        raise UserError(f"--devices {devices}: JAX sees {len(seen)} here; give fewer, or --device cpu")
-    _mesh = Mesh(np.array(seen[:devices]), (AXIS,))

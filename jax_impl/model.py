@@ -9,11 +9,11 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from jax_impl import devices
+from jax_impl.devices import Devices, select_devices
 from jax_impl.ops import avg_pool, batch_norm, compute_once, conv2d, max_pool
-from recipe.chance import keep_mask
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
 from recipe.networks import Average, AvgPool, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
+from recipe.random_numbers import keep_mask
 
 
 class ConvNet(nnx.Module):
@@ -22,13 +22,15 @@ class ConvNet(nnx.Module):
     Args:
         network: the layers.
         dropout: probability of dropping.
+        devices: that share a batch.
     """
 
-    def __init__(self, network: Network, dropout: float):
+    def __init__(self, network: Network, dropout: float, devices: Devices):
         self.network = network
         self.dropout = dropout
+        self.devices = devices
         for layer in network.layers:
-            if (module := build_layer(layer)) is not None:
+            if (module := build_layer(layer, devices)) is not None:
                 setattr(self, layer.name, module)
 
     def __call__(self, x: Array, dropout_keys: Array | None = None) -> Array:
@@ -36,7 +38,8 @@ class ConvNet(nnx.Module):
 
         Args:
             x: normalised images (N, 28, 28, 1), in the type to compute in.
-            dropout_keys: int32 (dropout layers, 2), see `recipe.chance.epoch_dropout_keys`; None: no dropout.
+            dropout_keys: int32 (dropout layers, 2), see `recipe.random_numbers.epoch_dropout_keys`.
+                None: no dropout.
 
         Returns:
             (N, 10), at least float32.
@@ -56,19 +59,20 @@ class ConvNet(nnx.Module):
                 x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2), keepdims=True)
             elif isinstance(operation, Dropout):
                 if dropout_keys is not None and self.dropout:
-                    x = drop(x, self.dropout, dropout_keys[dropouts], number_elements(layer.out_shape))
+                    first = self.devices.index * len(x)
+                    x = drop(x, self.dropout, dropout_keys[dropouts], number_elements(layer.out_shape), first)
                 dropouts += 1
         return x.reshape(x.shape[0], -1)
 
 
-def build_layer(layer: Layer) -> nnx.Module | None:
+def build_layer(layer: Layer, devices: Devices) -> nnx.Module | None:
     """The module that holds a layer's own tensors; None for a layer without any."""
     channels = layer.in_shape[0]
     match layer.operation:
         case Conv(filters, kernel, pad, bias, None):
             return Convolution(channels, filters, kernel, pad, bias)
         case Norm(epsilon, momentum):
-            return BatchNorm(channels, epsilon, momentum)
+            return BatchNorm(channels, epsilon, momentum, devices)
     return None
 
 
@@ -89,12 +93,12 @@ class Convolution(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch norm with the unbiased running variance, as in PyTorch; ``nnx.BatchNorm`` has the biased one."""
 
-    def __init__(self, channels: int, epsilon: float, momentum: float):
+    def __init__(self, channels: int, epsilon: float, momentum: float, devices: Devices):
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.BatchStat(jnp.zeros(channels))
         self.var = nnx.BatchStat(jnp.ones(channels))
-        self.epsilon, self.momentum = epsilon, momentum
+        self.epsilon, self.momentum, self.devices = epsilon, momentum, devices
         self.use_running_average = False  # set by the module's train() and eval()
 
     def __call__(self, x: Array) -> Array:
@@ -103,8 +107,8 @@ class BatchNorm(nnx.Module):
         if self.use_running_average:
             y = (x - self.mean[...]) * (lax.rsqrt(self.var[...] + self.epsilon) * scale) + bias
             return y.astype(x.dtype)
-        y, mean, variance = batch_norm(x, scale, bias, self.epsilon)  # pyright: ignore[reportGeneralTypeIssues]
-        count = devices.count() * x.size // x.shape[-1]
+        y, mean, variance = batch_norm(x, scale, bias, self.epsilon, self.devices)  # pyright: ignore[reportGeneralTypeIssues]
+        count = self.devices.count * x.size // x.shape[-1]
         unbiased = variance * (count / (count - 1))
         self.mean[...] = lax.stop_gradient((1 - self.momentum) * self.mean[...] + self.momentum * mean)
         self.var[...] = lax.stop_gradient((1 - self.momentum) * self.var[...] + self.momentum * unbiased)
@@ -116,12 +120,12 @@ def number_elements(shape: Shape) -> Array:
     return jnp.arange(prod(shape), dtype=jnp.int32).reshape(1, *shape).transpose(0, 2, 3, 1)
 
 
-def drop(x: Array, rate: float, key: Array, element: Array) -> Array:
-    """Dropout of (N, H, W, C) by the hash of `recipe.chance.keep_mask`.
+def drop(x: Array, rate: float, key: Array, element: Array, first: Array | int) -> Array:
+    """Dropout of (N, H, W, C) by the hash of `recipe.random_numbers.keep_mask`.
 
-    The key is int32 (2,); ``element`` is from `number_elements`.
+    The key is int32 (2,); ``element`` is from `number_elements`; ``first`` is the number of the first image.
     """
-    images = jnp.arange(len(x), dtype=jnp.int32) + devices.index() * len(x)
+    images = jnp.arange(len(x), dtype=jnp.int32) + first
     keep = compute_once(lambda image: keep_mask(image * element.size + element[0], key, rate), images)
     return jnp.where(keep, x * (1 / (1 - rate)), 0)
 
@@ -173,7 +177,7 @@ def load_model(path: Path | str) -> ConvNet:
         UserError: it is missing or damaged.
     """
     checkpoint = load_checkpoint(find_checkpoint(Path(path)))
-    model = ConvNet(checkpoint.network, dropout=0.0)
+    model = ConvNet(checkpoint.network, 0.0, select_devices("cpu"))
     load_tensors(model, {name: tensor.astype("float32") for name, tensor in checkpoint.model.items()})
     model.eval()
     return model

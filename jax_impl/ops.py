@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_impl.devices import count, sum_over_devices
+from jax_impl.devices import Devices
 
 # XLA hands a convolution to its fast kernel only in exactly this order of dimensions. At the top
 # level of a program it reorders the others itself, but not inside `lax.scan`: there the gradients
@@ -176,32 +176,34 @@ def avg_pool(x: Array) -> Array:
     return blocks.mean((2, 4))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def batch_norm(x: Array, weight: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def batch_norm(
+    x: Array, weight: Array, bias: Array, epsilon: float, devices: Devices
+) -> tuple[Array, Array, Array]:
     """Normalise x (N, H, W, C) by its batch statistics; return y, mean (C,), biased variance (C,).
 
     The batch is that of all devices. x and y may be less precise than the weights, the statistics are not.
     Mean and variance are meant for running averages: no gradient flows back through them.
     """
-    return _batch_norm_fwd(x, weight, bias, epsilon)[0]
+    return _batch_norm_fwd(x, weight, bias, epsilon, devices)[0]
 
 
-def _batch_norm_fwd(x: Array, weight: Array, bias: Array, epsilon: float):
+def _batch_norm_fwd(x: Array, weight: Array, bias: Array, epsilon: float, devices: Devices):
     dtype, x = x.dtype, x.astype(weight.dtype)
-    mean = _batch_mean(_channel_mean(x))
-    var = _batch_mean(_channel_mean(jnp.square(x - mean)))  # not E[x^2] - E[x]^2, which cancels
+    mean = _batch_mean(_channel_mean(x), devices)
+    var = _batch_mean(_channel_mean(jnp.square(x - mean)), devices)  # not E[x^2] - E[x]^2, which cancels
     inv_std = lax.rsqrt(var + epsilon)
     y = (x - mean) * (inv_std * weight) + bias
     return (y.astype(dtype), mean, var), (x.astype(dtype), mean, inv_std, weight)
 
 
-def _batch_norm_bwd(epsilon: float, saved, cotangents):
+def _batch_norm_bwd(epsilon: float, devices: Devices, saved, cotangents):
     # Ioffe & Szegedy 2015, section 3, with the sums over the batch taken once.
     x, mean, inv_std, weight = saved
     dtype, x, dy = x.dtype, x.astype(weight.dtype), cotangents[0].astype(weight.dtype)
     mean_dy = _channel_mean(dy)
     mean_dy_x = _channel_mean(dy * (x - mean)) * inv_std
-    all_dy, all_dy_x = _batch_mean((mean_dy, mean_dy_x))
+    all_dy, all_dy_x = _batch_mean((mean_dy, mean_dy_x), devices)
     dx = (weight * inv_std) * (dy - all_dy - (x - mean) * (inv_std * all_dy_x))
     pixels = x.size // x.shape[-1]
     return dx.astype(dtype), mean_dy_x * pixels, mean_dy * pixels
@@ -210,9 +212,9 @@ def _batch_norm_bwd(epsilon: float, saved, cotangents):
 batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
 
 
-def _batch_mean(means: Any) -> Any:
+def _batch_mean(means: Any, devices: Devices) -> Any:
     """Means over the images of all devices, from those over each device's own."""
-    return jax.tree.map(lambda total: total / count(), sum_over_devices(means))
+    return jax.tree.map(lambda total: total / devices.count, devices.sum(means))
 
 
 def _channel_mean(x: Array) -> Array:

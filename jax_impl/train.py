@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +12,18 @@ import optax
 from flax import nnx
 from jax import Array, lax
 
-from jax_impl import devices
 from jax_impl.data import read_mnist
+from jax_impl.devices import Devices, run
 from jax_impl.model import ConvNet, dump_tensors, load_tensors
+from recipe.augmentation import SIDE, UNIT, crop, pad, warp
 from recipe.checkpoint import Tensors
-from recipe.cli import run_command
-from recipe.data import EVALUATION_BATCH, MEAN, STD, Split, cache_folder
-from recipe.errors import UserError
-from recipe.grid import MOMENTUM, STATE, round_to_grid
+from recipe.console import run_command
+from recipe.data import EVALUATION_BATCH, MEAN, STD, Dataset, cache_folder
 from recipe.networks import Network
-from recipe.options import TrainOptions
 from recipe.plan import Plan
-from recipe.recipes import PRECISIONS, Recipe
-from recipe.record import count_cores
-from recipe.run import Framework
-from recipe.warp import SIDE, UNIT, crop, pad, warp
+from recipe.recipes import PRECISIONS, Precision, Recipe
+from recipe.rounding import MOMENTUM, STATE, round_to_grid
+from recipe.run import TrainOptions
 
 
 def normalise(pixels: Array, white: int, dtype: jnp.dtype) -> Array:
@@ -54,7 +51,7 @@ def training_loss(
         model: in training mode.
         recipe: for label smoothing.
         dtype: the type to compute in.
-        padded: all training images, from `recipe.warp.pad`.
+        padded: all training images, from `recipe.augmentation.pad`.
         labels: all training labels, int32.
         step: one step of a plan.
     """
@@ -62,7 +59,7 @@ def training_loss(
     logits = model(images, step.dropout_keys)
     one_hot = jax.nn.one_hot(targets, logits.shape[1], dtype=logits.dtype)
     loss = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, recipe.label_smoothing)).mean()
-    return loss / devices.count(), (logits.argmax(1) == targets).sum()
+    return loss / model.devices.count, (logits.argmax(1) == targets).sum()
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
@@ -86,6 +83,7 @@ class State(NamedTuple):
 
 def train_step(
     optimizer: optax.GradientTransformation,
+    devices: Devices,
     loss_fn: Callable[..., tuple[Array, tuple[nnx.State, Array]]],
     on_grid: bool,
     state: State,
@@ -98,7 +96,7 @@ def train_step(
     (loss, (batch_stats, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params, state.batch_stats, step
     )
-    grads, loss, correct = devices.sum_over_devices((grads, loss, correct))
+    grads, loss, correct = devices.sum((grads, loss, correct))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, optax.tree.scale(-step.lr, updates))
     ema: Any = state.ema
@@ -115,6 +113,7 @@ def train_step(
 def train_steps(
     graph: nnx.GraphDef,
     recipe: Recipe,
+    devices: Devices,
     dtype: jnp.dtype,
     on_grid: bool,
     state: State,
@@ -131,7 +130,7 @@ def train_steps(
         loss, correct = training_loss(model, recipe, dtype, padded, labels, step)
         return loss, (nnx.state(model, nnx.BatchStat), correct)
 
-    return lax.scan(partial(train_step, make_optimizer(recipe), loss_fn, on_grid), state, plan)
+    return lax.scan(partial(train_step, make_optimizer(recipe), devices, loss_fn, on_grid), state, plan)
 
 
 def predict_batch(model: ConvNet, dtype: jnp.dtype, padded: Array) -> Array:
@@ -140,19 +139,7 @@ def predict_batch(model: ConvNet, dtype: jnp.dtype, padded: Array) -> Array:
     return model(normalise(crop(padded), 255, dtype))
 
 
-def select_device(name: str) -> Any:
-    """The device that ``--device`` names.
-
-    Raises:
-        UserError: CUDA is asked for and there is none.
-    """
-    gpus = [device for device in jax.devices() if device.platform == "gpu"]
-    if name == "cuda" and not gpus:
-        raise UserError("--device cuda: JAX sees no CUDA device here; use --device cpu or auto")
-    return gpus[0] if name != "cpu" and gpus else jax.devices("cpu")[0]
-
-
-def configure(precision: str) -> None:
+def configure(precision: Precision) -> None:
     """Set up JAX for the whole process, before any array is made."""
     jax.config.update("jax_enable_x64", PRECISIONS[precision].dtype == "float64")
     jax.config.update("jax_default_matmul_precision", "highest")  # not TF32, which has ten bits
@@ -162,30 +149,32 @@ def configure(precision: str) -> None:
 
 
 class Trainer:
-    """Model, optimizer and data on one device; see `recipe.run.Trainer`."""
+    """Model, optimizer and data on the devices; see `recipe.run.Trainer`."""
 
-    def __init__(self, network: Network, recipe: Recipe, split: Split, device: str, precision: str):
+    framework: ClassVar[str] = "jax"
+    packages: ClassVar[tuple[str, ...]] = ("jax", "flax", "optax", "tensorflow-datasets", "numpy")
+    read_mnist = staticmethod(read_mnist)
+
+    def __init__(
+        self, network: Network, recipe: Recipe, dataset: Dataset, devices: Devices, precision: Precision
+    ):
         configure(precision)
-        self.network, self.recipe = network, recipe
-        self.device = select_device(device)
-        self.placement = devices.placement(self.device)
-        self.device_name = self.device.device_kind if self.device.platform == "gpu" else "cpu"
-        self.threads = count_cores()
+        self.network, self.recipe, self.devices = network, recipe, devices
         self.dtype = jnp.dtype(PRECISIONS[precision].dtype)
         self.compute_dtype = jnp.dtype(PRECISIONS[precision].compute_dtype)
-        self.train_images = jax.device_put(pad(split.train_images), self.placement)
-        self.train_labels = jax.device_put(split.train_labels.astype(np.int32), self.placement)
-        self.val_images = jax.device_put(pad(split.val_images), self.device)
-        self.val_labels = jax.device_put(split.val_labels.astype(np.int32), self.device)
+        self.train_images = jax.device_put(pad(dataset.train_images), devices.placement)
+        self.train_labels = jax.device_put(dataset.train_labels.astype(np.int32), devices.placement)
+        self.val_images = jax.device_put(pad(dataset.val_images), devices.device)
+        self.val_labels = jax.device_put(dataset.val_labels.astype(np.int32), devices.device)
 
         self.graph, params, batch_stats = nnx.split(
-            ConvNet(network, recipe.dropout), nnx.Param, nnx.BatchStat
+            ConvNet(network, recipe.dropout, devices), nnx.Param, nnx.BatchStat
         )
         averages = recipe.ema_decay is not None
         ema = (params, batch_stats) if averages else None
         self.state = State(params, batch_stats, make_optimizer(recipe).init(params), ema)
         on_grid = PRECISIONS[precision].on_grid
-        steps_fn = partial(train_steps, self.graph, recipe, self.compute_dtype, on_grid)
+        steps_fn = partial(train_steps, self.graph, recipe, devices, self.compute_dtype, on_grid)
         self.steps_fn = jax.jit(devices.share_steps(steps_fn), donate_argnums=0)
         self.compiled: dict[int, Callable[..., Any]] = {}  # by the number of steps
         self.predict_fn = jax.jit(
@@ -199,11 +188,11 @@ class Trainer:
         momentum, _ = self._to_states(tensors, "momentum/")
         opt_state = optax.tree.set(make_optimizer(self.recipe).init(params), trace=momentum)
         state = State(params, batch_stats, opt_state, ema)
-        self.state = jax.device_put(state, self.placement, may_alias=False)
+        self.state = jax.device_put(state, self.devices.placement, may_alias=False)
 
     def tensors(self) -> Tensors:
         """The state as canonical tensors."""
-        params, batch_stats, opt_state, ema = devices.fetch(self.state)
+        params, batch_stats, opt_state, ema = self.devices.fetch(self.state)
         trace = dump_tensors(
             nnx.merge(self.graph, optax.tree.get(opt_state, "trace"), batch_stats), "momentum/"
         )
@@ -213,7 +202,7 @@ class Trainer:
 
     def _to_states(self, tensors: Tensors, prefix: str = "") -> tuple[nnx.State, nnx.State]:
         """Parameters and running statistics of a network with these canonical tensors."""
-        model = ConvNet(self.network, self.recipe.dropout)
+        model = ConvNet(self.network, self.recipe.dropout, self.devices)
         load_tensors(model, tensors, prefix)
         _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
         return params, batch_stats
@@ -221,11 +210,11 @@ class Trainer:
     def train(self, plan: Plan, advance: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
         """Take the plan's steps; returns loss and number of correct predictions of each."""
         plan = plan._replace(lr=plan.lr.astype(self.dtype), ema_decay=plan.ema_decay.astype(self.dtype))
-        arguments = (self.train_images, self.train_labels, jax.device_put(plan, self.placement))
+        arguments = (self.train_images, self.train_labels, jax.device_put(plan, self.devices.placement))
         if plan.steps not in self.compiled:
             self.compiled[plan.steps] = self.steps_fn.lower(self.state, *arguments).compile()
         advance(0)
-        with devices.raise_if_lost():
+        with self.devices.raise_if_lost():
             self.state, (losses, correct) = self.compiled[plan.steps](self.state, *arguments)
             while not losses.is_ready():  # one call takes the whole epoch; this loop lets Ctrl-C through
                 time.sleep(0.01)
@@ -238,7 +227,7 @@ class Trainer:
 
     def val_logits(self) -> Array:
         """The logits of `predict`, on the device."""
-        model = devices.fetch(self.state.ema or (self.state.params, self.state.batch_stats))
+        model = self.devices.fetch(self.state.ema or (self.state.params, self.state.batch_stats))
         starts = range(0, len(self.val_images), EVALUATION_BATCH)
         batches = [self.val_images[start : start + EVALUATION_BATCH] for start in starts]
         return jnp.concatenate([self.predict_fn(model, images) for images in batches])
@@ -251,12 +240,9 @@ class Trainer:
         return float(loss), float(accuracy)
 
 
-FRAMEWORK = Framework("jax", ("jax", "flax", "optax", "tensorflow-datasets", "numpy"), Trainer, read_mnist)
-
-
 def main(options: TrainOptions) -> None:
     """Train as the command line says."""
-    devices.run(options, FRAMEWORK)
+    run(options, Trainer)
 
 
 if __name__ == "__main__":

@@ -6,24 +6,28 @@
 import sys
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from rich.table import Table
 
+from benchmarks import record
 from lockstep import figure
 from lockstep import pair as pair_file
 from lockstep.runs import KINDS, Comparison, run_lockstep, summarise, turn_everything_on
-from recipe import data, record, report
-from recipe.checkpoint import state_digest
-from recipe.cli import check_range, optional, run_command
-from recipe.files import write_atomically
+from recipe import console, data
+from recipe.checkpoint import state_digest, write_atomically
+from recipe.console import check_range, option, run_command
 from recipe.networks import get_network
-from recipe.options import MAX_SEED, NETWORK, DataOptions, DeviceOptions
 from recipe.plan import steps_per_epoch
 from recipe.recipes import RECIPES, get_recipe
+from recipe.run import MAX_SEED, NETWORK, DataOptions, DeviceOptions
 
 PACKAGES = ("torch", "torchvision", "jax", "jaxlib", "flax", "optax", "numpy")
 HEADINGS = {"torch_jax": "PyTorch, Flax", "torch_torch": "PyTorch, itself", "jax_jax": "Flax, itself"}
+
+
+def _steps(text: str) -> int | str:
+    return text if text == "all" else int(text)
 
 
 @dataclass(frozen=True)
@@ -33,20 +37,26 @@ class LockstepOptions(record.PublishOptions, DeviceOptions, DataOptions):
     To compare two models of your own: python -m lockstep pair.py --help.
     """
 
-    network: Annotated[str, optional(NETWORK, "net10040")] = "net10040"
-    """Which network to train; python -m torch_impl.train --help says how to list layers."""
-    recipe: Annotated[str, optional("|".join(RECIPES), "tuned")] = "tuned"
-    """Which hyperparameters to use."""
-    steps: int | Literal["all"] = 100
-    """How many steps of the recipe's schedule to take; all: the whole run."""
-    precision: Literal["float64", "float32", "bitwise"] = "float64"
-    """Type of weights and arithmetic."""
-    seed: int = 0
-    """Decides initial weights, image order, augmentation and dropout."""
-    noise_floor: bool = True
-    """Compare each framework with itself too, from weights changed in the last bit; doubles the time."""
-    everything: bool = False
-    """Turn on dropout (0.05) and augmentation where the recipe lacks them."""
+    network: str = option(
+        "net10040",
+        "Which network to train (default: net10040); torch_impl.train --help says how to list layers",
+        metavar=NETWORK,
+    )
+    recipe: str = option("tuned", "Which hyperparameters to use (default: tuned)", metavar="|".join(RECIPES))
+    steps: int | str = option(
+        100,
+        "How many steps of the recipe's schedule to take (default: 100); all: the whole run",
+        type=_steps,
+        metavar="INT|all",
+    )
+    precision: Literal["float64", "float32", "bitwise"] = option(
+        "float64", "Type of weights and arithmetic (default: float64)"
+    )
+    seed: int = option(0, "Decides initial weights, image order, augmentation and dropout (default: 0)")
+    noise_floor: bool = option(
+        True, "Compare each framework with itself too, from weights changed in the last bit; doubles the time"
+    )
+    everything: bool = option(False, "Turn on dropout (0.05) and augmentation where the recipe lacks them")
 
 
 def main(options: LockstepOptions) -> None:
@@ -61,23 +71,30 @@ def main(options: LockstepOptions) -> None:
         recipe = turn_everything_on(recipe)
     check_range("--seed", options.seed, 0, MAX_SEED)
 
-    import jax_impl.train  # here, so that --help and mistakes are quick
+    import jax_impl.devices  # here, so that --help and mistakes are quick
+    import jax_impl.train
+    import torch_impl.devices
     import torch_impl.train
 
-    loaded = data.load(options.dataset, options.data_dir, torch_impl.train.read_mnist)
-    split = data.split(loaded.dataset, "test")
-    images = len(split.train_images)
+    dataset = data.load(options.dataset, options.data_dir, torch_impl.train.Trainer.read_mnist)
+    images = len(dataset.train_images)
     whole = steps_per_epoch(recipe, images) * recipe.epochs
-    steps = whole if options.steps == "all" else options.steps
+    steps = whole if isinstance(options.steps, str) else options.steps
     check_range("--steps", steps, 1, whole)
-    options.check_publishable(loaded.dataset.name)
-    if loaded.note:
-        report.show_notice(loaded.note)
+    options.check_record("lockstep", dataset.name)
+    if dataset.note:
+        console.show_notice(dataset.note)
 
     began = time.perf_counter()
-    frameworks = [torch_impl.train.Trainer, jax_impl.train.Trainer] * (2 if options.noise_floor else 1)
-    trainers = [make(network, recipe, split, options.device, options.precision) for make in frameworks]
-    with report.make_progress() as progress:
+    pair = [
+        (torch_impl.train.Trainer, torch_impl.devices.select_devices(options.device)),
+        (jax_impl.train.Trainer, jax_impl.devices.select_devices(options.device)),
+    ]
+    trainers = [
+        trainer_type(network, recipe, dataset, devices, options.precision)
+        for trainer_type, devices in pair * (2 if options.noise_floor else 1)
+    ]
+    with console.make_progress() as progress:
         task = progress.add_task("compiling", total=steps)
         losses, comparisons = run_lockstep(
             trainers,
@@ -91,11 +108,11 @@ def main(options: LockstepOptions) -> None:
         )
 
     everything = "-everything" if options.everything else ""
-    devices = [trainer.device_name for trainer in trainers[:2]]
+    devices = [each.name for _, each in pair]
     where = "-".join(["", *devices]).replace(" ", "-") if set(devices) != {"cpu"} else ""
     seed = f"-seed{options.seed}" if options.seed else ""
-    dataset = "" if loaded.dataset.name == "mnist" else f"-{loaded.dataset.name}"
-    run = f"{network.label}-{recipe.name}{everything}-{options.precision}-{steps}{seed}{dataset}{where}"
+    digits = "" if dataset.name == "mnist" else f"-{dataset.name}"
+    run = f"{network.label}-{recipe.name}{everything}-{options.precision}-{steps}{seed}{digits}{where}"
     row = {
         "run": run,
         "network": network.name,
@@ -106,7 +123,7 @@ def main(options: LockstepOptions) -> None:
         "ema_decay": recipe.ema_decay,
         "precision": options.precision,
         "seed": options.seed,
-        "dataset": loaded.dataset.name,
+        "dataset": dataset.name,
         "device": devices[0] if len(set(devices)) == 1 else f"PyTorch {devices[0]}, Flax {devices[1]}",
         "steps": steps,
         "seconds": round(time.perf_counter() - began, 1),
@@ -123,7 +140,7 @@ def main(options: LockstepOptions) -> None:
     figure.save_series(path.parent, run, series)
     picture = record.BENCH / f"lockstep-{run}.png"
     write_atomically(picture, figure.draw(row, series))
-    report.show_line(f"row and series: {path.parent}\npicture: {picture}")
+    console.show_line(f"row and series: {path.parent}\npicture: {picture}")
 
 
 def show(row: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
@@ -139,19 +156,20 @@ def show(row: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
         if f"torch_jax_{key}" in row:
             numbers = [row[f"{pair}_{key}"] for pair in comparisons]
             table.add_row(words, *(f"{n:.1e}" if isinstance(n, float) else str(n) for n in numbers))
-    report.console.print(table)
+    console.screen.print(table)
     if "torch_accuracy" in row:
-        report.show_line("accuracy: PyTorch {torch_accuracy:.2%}, Flax {jax_accuracy:.2%}".format(**row))
+        console.show_line("accuracy: PyTorch {torch_accuracy:.2%}, Flax {jax_accuracy:.2%}".format(**row))
     _, name = max(comparisons["torch_jax"].largest.values())
     if row["torch_digest"] == row["jax_digest"]:
-        report.show_line(f"both end with SHA-256 {row['torch_digest']}")
+        console.show_line(f"both end with SHA-256 {row['torch_digest']}")
     else:
-        report.show_line(f"PyTorch and Flax differ most in {name}")
+        console.show_line(f"PyTorch and Flax differ most in {name}")
 
 
 if __name__ == "__main__":
     words = sys.argv[1:]
     if any(word.endswith(".py") for word in words) or (words and not words[0].startswith("-")):
+        sys.argv[1:1] = ["--file"]  # its one positional argument
         run_command(pair_file.PairOptions, pair_file.main, "python -m lockstep pair.py")
         sys.exit()
     run_command(LockstepOptions, main, "python -m lockstep")

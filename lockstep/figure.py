@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lockstep.runs import PAIRS, Comparison
-from recipe import figures
-from recipe.files import write_atomically
+from recipe import console
+from recipe.checkpoint import write_atomically
 from recipe.recipes import PRECISIONS
 
 BINS = 200  # of a long run; a shorter one shows every step
@@ -68,7 +68,7 @@ def save_series(folder: Path, run: str, series: Series) -> None:
 
 def _draw_losses(row: dict[str, Any], series: Series) -> tuple[Any, Any]:
     """A figure with both loss curves of a run above; returns it and its lower axes."""
-    figure, (above, below) = figures.subplots(2, 1, figsize=(7.5, 5.2), sharex=True)
+    figure, (above, below) = console.subplots(2, 1, figsize=(7.5, 5.2), sharex=True)
     width = bin_width(row["steps"])
     above.plot(series["step"], series["torch"], lw=5, color=PALE, label="PyTorch")
     above.plot(series["step"], series["jax"], lw=1.2, color=BRIGHT, label="Flax")
@@ -112,7 +112,7 @@ def draw(row: dict[str, Any], series: Series) -> bytes:
     )
     below.legend(loc="upper right", ncols=2, fontsize="small")
     below.xaxis.get_major_locator().set_params(integer=True)
-    return figures.encode_png(figure)
+    return console.encode_png(figure)
 
 
 def draw_unequal(rows: Sequence[dict[str, Any]], all_series: Sequence[Series]) -> bytes:
@@ -131,4 +131,4 @@ def draw_unequal(rows: Sequence[dict[str, Any]], all_series: Sequence[Series]) -
     below.set(xlabel="step", ylim=(-5, 130), yticks=[0, 50, 100])
     below.set_ylabel(f"% of the state's {first['state_numbers']:,} numbers\nthat differ")
     below.legend(loc="upper right", ncols=len(rows), fontsize="small")
-    return figures.encode_png(figure)
+    return console.encode_png(figure)

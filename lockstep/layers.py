@@ -16,7 +16,7 @@ from lockstep.observe_flax import FlaxSide, is_float, variables
 from lockstep.observe_torch import TorchSide
 from lockstep.pairing import Leaf, Loose, Pair
 from lockstep.result import Row
-from recipe.errors import UserError, reason
+from recipe.console import UserError, reason
 
 EPSILON32 = float(np.finfo(np.float32).eps)
 

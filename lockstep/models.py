@@ -22,7 +22,7 @@ from lockstep.observe_torch import TorchSide
 from lockstep.pairing import leaves_of, pair_leaves, pair_loose
 from lockstep.result import Result, Row
 from lockstep.steps import compare_steps
-from recipe.errors import UserError
+from recipe.console import UserError
 
 
 def compare(

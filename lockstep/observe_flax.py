@@ -13,7 +13,7 @@ from flax import nnx
 from lockstep import kinds
 from lockstep.kinds import Path
 from lockstep.observe import Call, Local, Recording, labelled
-from recipe.errors import UserError, explain, reason
+from recipe.console import UserError, explain, reason
 
 JITTED = type(nnx.jit(lambda: None))
 Visit = Callable[[Call, Any], Any]  # gets a leaf call and its output; what it returns replaces the output

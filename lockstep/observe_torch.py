@@ -14,7 +14,7 @@ from torch.utils import _pytree
 
 from lockstep import kinds
 from lockstep.observe import Call, Local, Recording, cotangent, labelled
-from recipe.errors import UserError, explain, reason
+from recipe.console import UserError, explain, reason
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 

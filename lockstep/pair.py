@@ -7,15 +7,12 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from recipe import report
-from recipe.cli import check_range
-from recipe.errors import UserError, explain
-from recipe.files import write_atomically
-from recipe.options import MAX_SEED
+from recipe import console
+from recipe.checkpoint import write_atomically
+from recipe.console import UserError, check_range, explain, option
+from recipe.run import MAX_SEED
 
 NEEDED = ("torch_model", "flax_model", "inputs")
 OPTIONAL = ("pairs", "flax_inputs", "torch_loss", "flax_loss", "torch_optimizer", "flax_optimizer")
@@ -32,22 +29,17 @@ class PairOptions:
     Exit code 0: equal, 1: different, 2: an error.
     """
 
-    file: Annotated[Path, tyro.conf.Positional]
-    """The file, e.g. pair.py."""
-    weights: bool = True
-    """Copy PyTorch's weights into Flax; --no-weights compares them too, e.g. of a converted checkpoint."""
-    backward: bool = True
-    """Compare gradients."""
-    float32: bool = True
-    """Compare in float32 too, against the noise floor."""
-    steps: int = 10
-    """Training steps to compare if there are optimizers."""
-    seed: int = 0
-    """Of the inputs."""
-    json: Path | None = None
-    """Write the result to this file."""
-    arrays: Path | None = None
-    """Write the arrays of the first difference to this .npz file."""
+    file: Path = option(help="The file, e.g. pair.py")
+    weights: bool = option(
+        True,
+        "Copy PyTorch's weights into Flax; --no-weights compares them too, e.g. of a converted checkpoint",
+    )
+    backward: bool = option(True, "Compare gradients")
+    float32: bool = option(True, "Compare in float32 too, against the noise floor")
+    steps: int = option(10, "Training steps to compare if there are optimizers")
+    seed: int = option(0, "Of the inputs")
+    json: Path | None = option(None, "Write the result to this file")
+    arrays: Path | None = option(None, "Write the arrays of the first difference to this .npz file")
 
 
 def main(options: PairOptions) -> None:
@@ -77,8 +69,8 @@ def main(options: PairOptions) -> None:
         backward=options.backward,
         float32=options.float32,
     )
-    if report.console.is_terminal:
-        report.console.print(result)
+    if console.screen.is_terminal:
+        console.screen.print(result)
     else:  # 80 columns, as a file has them, are too few for the table
         print(result)
     if options.json:
@@ -86,7 +78,7 @@ def main(options: PairOptions) -> None:
     if options.arrays and result.first:
         result.save_arrays(options.arrays)
     elif options.arrays:
-        report.show_notice(f"nothing differs, so {options.arrays} was not written")
+        console.show_notice(f"nothing differs, so {options.arrays} was not written")
     if not result.equal:
         sys.exit(1)
 
@@ -131,7 +123,7 @@ def load(path: Path) -> ModuleType:
     for name in vars(module):
         meant = difflib.get_close_matches(name.lower(), OPTIONAL, 1, 0.85)
         if meant and name not in OPTIONAL:
-            report.show_notice(f"{path} defines {name}, which is not used; did you mean {meant[0]}?")
+            console.show_notice(f"{path} defines {name}, which is not used; did you mean {meant[0]}?")
     return module
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from lockstep import kinds
 from lockstep.kinds import Link, Path
 from lockstep.observe import Call
-from recipe.errors import UserError
+from recipe.console import UserError
 
 
 @dataclass

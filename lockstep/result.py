@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console, Group
 from rich.table import Table
 
-from recipe.files import write_atomically
+from recipe.checkpoint import write_atomically
 
 COLUMNS = {
     "input": "input",

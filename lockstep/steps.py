@@ -15,7 +15,7 @@ from lockstep.observe import SMALL, difference, largest
 from lockstep.observe_flax import by_path
 from lockstep.observe_torch import TorchSide, to_numpy
 from lockstep.result import Row
-from recipe.errors import UserError, reason
+from recipe.console import UserError, reason
 
 RELATIVE = 1e-9  # what rounding may grow to in a few steps
 MOMENTA = {"mu": "exp_avg", "nu": "exp_avg_sq", "trace": "momentum_buffer"}  # Optax, PyTorch

@@ -1,41 +1,98 @@
-"""The canonical checkpoint: one file, which either framework writes and either can go on from.
+"""Checkpoints, and files that are never half-written.
 
-A safetensors file. Tensors: every parameter and running statistic by its canonical name (kernels OIHW,
-running variances unbiased, as PyTorch keeps them), the momentum of each parameter as ``momentum/NAME``, the
-averaged parameters and statistics as ``average/NAME`` where the recipe has EMA, and ``losses``, float64,
-the training loss of every step so far, or of none in a published model. Metadata: ``lockstep``, JSON with
-the step, the run's config and one object per epoch so far; ``sha256``, over everything else. A run's whole
-state is in this one file, so that one atomic write moves a run from one epoch to the next.
+A checkpoint is one safetensors file, which either framework writes and either can go on from. Tensors: every
+parameter and running statistic by its canonical name (kernels OIHW, running variances unbiased, as PyTorch
+keeps them), the momentum of each parameter as ``momentum/NAME``, the averaged parameters and statistics as
+``average/NAME`` where the recipe has EMA, and ``losses``, float64, the training loss of every step so far, or
+of none in a published model. Metadata: ``lockstep``, JSON with the step, the run's config and one object per
+epoch so far; ``sha256``, over everything else. A run's whole state is in this one file, so that one atomic
+write moves a run from one epoch to the next.
 """
 
 import hashlib
 import json
+import os
+import stat
+import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from recipe.chance import initial_weights
-from recipe.errors import UserError
-from recipe.files import read_at_most, write_atomically
-from recipe.grid import STATE, round_to_grid
+from recipe.console import UserError, reason
 from recipe.networks import Network, get_network
-from recipe.recipes import PRECISIONS, Recipe
+from recipe.random_numbers import initial_weights
+from recipe.recipes import PRECISIONS, Precision, Recipe
+from recipe.rounding import STATE, round_to_grid
 
 FILE_NAME = "checkpoint.safetensors"
-MAX_BYTES = (
-    64 * 2**20
-)  # at most a million parameters, four numbers each; the losses of MAX_STEPS steps are half
-MAX_HEADER_BYTES = 4 * 2**20  # the metrics of MAX_EPOCHS epochs need less
-METRICS = frozenset(
-    ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "digest")
-)
+# At most a million parameters, four numbers each; the losses of `recipe.run.MAX_STEPS` steps are half.
+MAX_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 4 * 2**20  # the metrics of `recipe.run.MAX_EPOCHS` epochs need less
 
 Tensors = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that a run was trained on."""
+
+    name: Literal["mnist", "digits"]
+    fingerprint: str  # see `recipe.data.fingerprint`
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run, with everything resolved: ``config.json``, and a part of every checkpoint."""
+
+    framework: str
+    network: str
+    recipe: Recipe
+    seed: int
+    precision: Precision
+    split: Literal["test", "holdout"]
+    data: Images
+    data_note: str | None
+    devices: int
+    max_steps: int | None
+    resumed_from: str | None
+    started: str
+    machine: dict[str, Any]
+    command: str
+    commit: str | None
+    date: str
+    versions: dict[str, str]
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The metrics of an epoch; accuracies are 0 to 1."""
+
+    epoch: int
+    step: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    seconds: float
+    digest: str  # of the state, see `state_digest`
+
+
+@dataclass(frozen=True)
+class _About:
+    """The JSON in a checkpoint."""
+
+    step: int
+    metrics: list[Epoch]
+    config: Config
 
 
 @dataclass(frozen=True)
@@ -45,34 +102,13 @@ class Checkpoint:
     step: int
     tensors: Tensors  # parameters, statistics, momentum/..., average/...; all float32 or all float64
     losses: np.ndarray  # float64 (step,); of a published model (0,)
-    metrics: list[dict[str, Any]]  # one per epoch
-    config: dict[str, Any]  # as in config.json
+    metrics: list[Epoch]
+    config: Config
 
     @property
     def network(self) -> Network:
         """The network that was trained."""
-        return get_network(self.config["network"])
-
-    def has_whole_metrics(self) -> bool:
-        """Whether there are metrics up to the last step, and each entry is complete."""
-        return (
-            bool(self.metrics)
-            and all(entry.keys() >= METRICS for entry in self.metrics)
-            and self.metrics[-1]["step"] == self.step
-        )
-
-    def check_config(self, *keys: str) -> None:
-        """Check that the config has these keys; ``data.name`` is the key ``name`` inside of ``data``.
-
-        Raises:
-            UserError: naming what is missing.
-        """
-        for key in keys:
-            part: Any = self.config
-            for name in key.split("."):
-                if name not in part:
-                    raise UserError(f"the checkpoint's config lacks {key}; use one that a training run wrote")
-                part = part[name]
+        return get_network(self.config.network)
 
     @property
     def model(self) -> Tensors:
@@ -92,7 +128,7 @@ def tensor_shapes(network: Network, averaged: bool) -> dict[str, tuple[int, ...]
     )
 
 
-def initial_tensors(network: Network, recipe: Recipe, seed: int, precision: str) -> Tensors:
+def initial_tensors(network: Network, recipe: Recipe, seed: int, precision: Precision) -> Tensors:
     """The state before the first step, in the type of the precision's weights and on its grid."""
     chosen = PRECISIONS[precision]
     weights = initial_weights(network, seed)
@@ -128,7 +164,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in checkpoint.tensors.items()}
     tensors["losses"] = checkpoint.losses
-    about = json.dumps({"step": checkpoint.step, "metrics": checkpoint.metrics, "config": checkpoint.config})
+    about = json.dumps(asdict(_About(checkpoint.step, checkpoint.metrics, checkpoint.config)))
     write_atomically(path, save(tensors, {"lockstep": about, "sha256": _digest(tensors, about)}))
 
 
@@ -152,74 +188,122 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"there is no checkpoint {path}") from None
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{path} is no Lockstep checkpoint: it is larger than {MAX_BYTES >> 20} MiB")
     header_bytes = int.from_bytes(content[:8], "little")
-    if header_bytes > MAX_HEADER_BYTES:
-        raise UserError(
-            f"{path} is no Lockstep checkpoint: it says that its header has {header_bytes:,} bytes"
-        )
+    if len(content) > MAX_BYTES or header_bytes > MAX_HEADER_BYTES:
+        raise UserError(f"{path} is no Lockstep checkpoint: it is larger than one can be")
     try:
         tensors = load(content)
         metadata = json.loads(content[8 : 8 + header_bytes])["__metadata__"]
-        about = metadata["lockstep"]
-        state = json.loads(about)
-        step, metrics, config = state["step"], state["metrics"], state["config"]
-        network = get_network(config["network"])
-    except SafetensorError as error:
-        raise UserError(f"{path} is no whole safetensors file ({error}); use another checkpoint") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is a safetensors file but no Lockstep checkpoint") from None
-    if metadata.get("sha256") != _digest(tensors, about):
+        about, digest = metadata["lockstep"], metadata["sha256"]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is no whole Lockstep checkpoint ({reason(error)}); use another one"
+        ) from None
+    if digest != _digest(tensors, about):
         raise UserError(
             f"{path} was altered after it was written: its SHA-256 does not match; use another one"
         )
-    losses = tensors.pop("losses", np.empty(0))
+    try:
+        state: _About = read_typed(_About, json.loads(about))
+        network = get_network(state.config.network)
+        losses = tensors.pop("losses", np.empty(0))
+        _check_tensors(tensors, losses, network, state.step)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} is not what this version writes: {reason(error)}; use another one") from None
+    return Checkpoint(state.step, tensors, losses, state.metrics, state.config)
+
+
+def _check_tensors(tensors: Tensors, losses: np.ndarray, network: Network, step: int) -> None:
     expected = tensor_shapes(network, averaged=any(name.startswith("average/") for name in tensors))
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    dtypes = {str(tensor.dtype) for tensor in tensors.values()}
-    if (
-        shapes != expected
-        or dtypes not in ({"float32"}, {"float64"})
-        or type(step) is not int
-        or losses.shape not in ((step,), (0,))
-        or losses.dtype != np.float64
-        or not _are_metrics(metrics, step)
-        or not _is_config(config)
-    ):
-        raise UserError(f"{path} does not hold what a checkpoint of {network.name} holds; use another one")
-    return Checkpoint(step, tensors, losses, metrics, config)
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        raise ValueError(f"its tensors are not those of {network.name}")
+    if {str(tensor.dtype) for tensor in tensors.values()} not in ({"float32"}, {"float64"}):
+        raise ValueError("its tensors are not all float32 or all float64")
+    if losses.shape not in ((step,), (0,)) or losses.dtype != np.float64:
+        raise ValueError("its losses are not those of its steps")
 
 
-def _are_metrics(metrics: Any, step: int) -> bool:
-    """Whether the metrics have only possible values; the code that reads them relies on it."""
-    return isinstance(metrics, list) and all(
-        isinstance(entry, dict)
-        and all(
-            type(entry.get(key, 0)) is int and 0 <= entry.get(key, 0) <= step for key in ("epoch", "step")
-        )
-        and type(entry.get("digest", "")) is str
-        and all(type(value) in (int, float) for key, value in entry.items() if key != "digest")
-        and all(0 <= entry.get(key, 0) <= 1 for key in ("train_accuracy", "val_accuracy"))
-        and all(0 <= entry.get(key, 0) < 1e9 for key in ("lr", "seconds"))
-        and all(
-            abs(entry.get(key, 0)) < 1e9 or type(entry[key]) is float for key in ("train_loss", "val_loss")
-        )
-        for entry in metrics
-    )
+def read_typed(kind: Any, value: Any, name: str = "") -> Any:
+    """Return a value from JSON as its annotation says: a dataclass, list, dict, union, literal or plain type.
+
+    Raises:
+        ValueError: it is something else, or a dataclass has more keys or fewer; says where.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        if other := hints.keys() ^ value.keys():
+            raise ValueError(f"{name.lstrip('.') or 'it'} has other keys: {', '.join(sorted(other))}")
+        return kind(**{key: read_typed(hint, value[key], f"{name}.{key}") for key, hint in hints.items()})
+    if origin is list and isinstance(value, list):
+        return [read_typed(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return {key: read_typed(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
+    if origin in (Union, UnionType):  # X | None
+        return None if value is None else read_typed(arguments[0], value, name)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is Any or type(value) is kind or (origin is Literal and value in arguments):
+        return value
+    raise ValueError(f"{name.lstrip('.')} is {str(value)[:100]!r}")
 
 
-def _is_config(config: dict[str, Any]) -> bool:
-    """Whether the settings that other code reads have the right types, if they are there."""
-    data, recipe, versions = (config.get(key, {}) for key in ("data", "recipe", "versions"))
-    if not all(isinstance(part, dict) for part in (data, recipe, versions)):
-        return False
-    texts = (
-        *(config.get(key, "") for key in ("framework", "precision", "split")),
-        *(data.get(key, "") for key in ("name", "fingerprint")),
-        *versions.values(),
-        recipe.get("name", ""),
-    )
-    return type(config.get("seed", 0)) is int and all(isinstance(text, str) for text in texts)
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that after a crash is either the old one or the new one, whole.
+
+    Raises:
+        UserError: it cannot be written (disk full, no permission); the old file is untouched.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException as error:  # Ctrl-C too
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; nothing there was changed"
+        ) from error
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming in a folder outlast a power cut; without it, the old file may be back afterwards."""
+    with suppress(OSError):  # some file systems and some folders do not allow it; the file is whole
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what `write_atomically` left beside a file when its process was killed.
+
+    Call this only while holding the folder's lock: another process may still be writing its temporary file.
+
+    Raises:
+        OSError: they cannot be removed.
+    """
+    for leftover in path.parent.glob(f".{path.name}.????????"):  # as tempfile names them
+        leftover.unlink(missing_ok=True)
+
+
+def read_at_most(path: Path, limit: int) -> bytes:
+    """A file's first ``limit + 1`` bytes: more than ``limit`` means that the file is too large.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file: a pipe may never answer, and a device has no end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is no regular file")
+    with path.open("rb") as file:
+        return file.read(limit + 1)

@@ -1,26 +1,27 @@
 """The images that both implementations train on: MNIST or, where it is not available, scikit-learn's digits.
 
-All readers give one canonical form (see `Dataset`) with one fingerprint. The readers of
-`torch_impl` and `jax_impl`, handed to `load`, decode the four original files each with its own library; the
-decoded arrays are then cached, so that later runs need neither library nor network.
+MNIST comes from its four original files, each verified by its SHA-256. The readers of `torch_impl` and
+`jax_impl`, handed to `load`, decode them each with its own library and must give the same arrays, which are
+then cached, so that later runs need neither library nor network.
 """
 
+import gzip
 import hashlib
 import io
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
-from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
+from typing import Any, Literal, NamedTuple
+from urllib.request import urlopen
 
 import numpy as np
-from numpy.lib import format as npy
 
-from recipe.errors import UserError, reason
-from recipe.files import read_at_most, write_atomically
-from recipe.mnist import ADVICE, ORIGINALS, read_originals
+from recipe.checkpoint import write_atomically
+from recipe.console import UserError, reason
 
 MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels in 0..1; the rounded values that everybody uses
 
@@ -30,105 +31,221 @@ DIGITS_TRAIN = 1_437  # of 1,797
 CACHE_FILE = "mnist.npz"
 EVALUATION_BATCH = 1_000  # images at a time
 GOAL = 0.994  # validation accuracy on MNIST: the task that the networks were published for
-MAX_CACHE_BYTES, MAX_CACHE_ENTRIES = 64 * 2**20, 100  # it has 11 MB and 4 arrays
+URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+DOWNLOAD_SECONDS = 10  # without an answer
+
+# Training images, training labels, test images, test labels: uint8 (N, 28, 28) with background 0, and uint8
+# (N,), 0 to 9, in the original files' order.
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+class Original(NamedTuple):
+    """One of the four files of LeCun, Cortes and Burges: an IDX header of 8 or 16 bytes, then the array."""
+
+    name: str
+    shape: tuple[int, ...]
+    sha256: str  # of the decompressed file
+
+    @property
+    def header(self) -> int:
+        """Length of the header in bytes: a magic number and each dimension, 4 bytes each."""
+        return 4 * (1 + len(self.shape))
+
+    @property
+    def size(self) -> int:
+        """Length of the decompressed file in bytes."""
+        return self.header + prod(self.shape)
+
+
+ORIGINALS = (
+    Original(
+        "train-images-idx3-ubyte",
+        (60_000, 28, 28),
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    ),
+    Original(
+        "train-labels-idx1-ubyte",
+        (60_000,),
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    ),
+    Original(
+        "t10k-images-idx3-ubyte",
+        (10_000, 28, 28),
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    ),
+    Original(
+        "t10k-labels-idx1-ubyte",
+        (10_000,),
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+)
+
+ADVICE = (
+    "give --data-dir (or MNIST_DIR) a folder with "
+    + ", ".join(original.name for original in ORIGINALS)
+    + ", each gzipped (.gz) or not"
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images and labels in the original files' order."""
+    """Images to train on and images to validate on; types as in `Arrays`."""
 
-    name: str  # mnist or digits
-    train_images: np.ndarray  # uint8 (N, 28, 28), background 0
-    train_labels: np.ndarray  # uint8 (N,), 0 to 9
-    test_images: np.ndarray
-    test_labels: np.ndarray
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256, in hex, over each array's name, dtype, shape and bytes, in the order of `ARRAYS`."""
-        digest = hashlib.sha256()
-        for name in ARRAYS:
-            array: np.ndarray = getattr(self, name)
-            digest.update(f"{name} {array.dtype} {array.shape};".encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
-
-
-class Loaded(NamedTuple):
-    """A dataset, and what a person should know about where it came from."""
-
-    dataset: Dataset
-    note: str | None  # one line: why it is the digits, or what is wrong with the cache
-
-
-class Split(NamedTuple):
-    """Images to train on and images to validate on."""
-
+    name: Literal["mnist", "digits"]
+    fingerprint: str  # of all four arrays, see `fingerprint`
     train_images: np.ndarray
     train_labels: np.ndarray
     val_images: np.ndarray
     val_labels: np.ndarray
+    note: str | None = None  # one line: why it is the digits, or what is wrong with the cache
 
 
-Reader = Callable[[Path | None], Dataset]  # reads a folder of originals or, given None, the network
+# Decodes the contents of the `ORIGINALS`, by name. It may raise ImportError where its library is missing.
+Reader = Callable[[dict[str, bytes]], Arrays]
 
 
-def load(choice: str, data_dir: Path | None, reader: Reader) -> Loaded:
-    """The dataset of a run, in order: `data_dir`, the cache, the network, and for "auto" the digits.
+def load(
+    choice: str, data_dir: Path | None, reader: Reader, split: Literal["test", "holdout"] = "test"
+) -> Dataset:
+    """Load the images of a run: from `data_dir`, the cache, the network or, for "auto", the digits.
 
     Args:
         choice: "auto", "mnist" or "digits". "auto" takes the digits only if MNIST is not
             available; the other two accept nothing else.
         data_dir: folder of the originals, by default the variable ``MNIST_DIR``. If there is one, its files
             must be faultless, under "auto" too; the cache then only saves decoding them. Unused for "digits".
-        reader: ``torch_impl.data.read_mnist`` or ``jax_impl.data.read_mnist``. It may raise OSError where it
-            finds no network and ImportError where its library is missing.
+        reader: ``torch_impl.data.read_mnist`` or ``jax_impl.data.read_mnist``.
+        split: "test" validates on the test images. "holdout", for choosing settings, leaves them alone: the
+            last training images (see `HOLDOUT`) validate and are not trained on.
 
     Raises:
         UserError: a faulty folder, a damaged cache that cannot be rebuilt, or no MNIST for "mnist".
     """
     if choice == "digits":
-        return Loaded(load_digits(), None)
+        return _split("digits", load_digits(), split, None)
     if data_dir is None and os.environ.get("MNIST_DIR"):
         data_dir = Path(os.environ["MNIST_DIR"])
-    if data_dir is not None:
-        data_dir = _expand(data_dir)
-        read_originals(data_dir)
-
-    cache = cache_folder() / CACHE_FILE
-    damage = None
+    originals = None if data_dir is None else read_originals(_expand(data_dir))
+    cache, note = cache_folder() / CACHE_FILE, None
     try:
-        return Loaded(_read_cache(cache), None)
+        return _split("mnist", _read_cache(cache), split, None)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds for a damaged file
-        damage = f"the cached {cache} is damaged ({reason(error)})"
+        note = f"the cached {cache} is damaged ({reason(error)})"
 
     try:
-        dataset = reader(data_dir)
+        arrays = reader(originals or download_originals())
     except (OSError, ImportError) as error:
-        if damage:
-            raise UserError(
-                f"{damage} and cannot be rebuilt ({reason(error)}); delete it, or {ADVICE}"
-            ) from error
         if data_dir is not None:
             raise UserError(f"cannot decode the files in {data_dir}: {reason(error)}") from error
         why = f"MNIST is not cached and cannot be downloaded ({reason(error)})"
+        if note:
+            raise UserError(
+                f"{note} and cannot be rebuilt ({reason(error)}); delete it, or {ADVICE}"
+            ) from error
         if choice == "mnist":
             raise UserError(f"{why}; {ADVICE}") from error
-        return Loaded(load_digits(), f"{why}, hence scikit-learn's digits; for MNIST, {ADVICE}")
-    if dataset.fingerprint != MNIST_FINGERPRINT:  # the files were verified, so the decoder is at fault
-        raise RuntimeError(
-            f"{reader.__module__} decoded MNIST to {dataset.fingerprint}, not {MNIST_FINGERPRINT}"
+        return _split(
+            "digits", load_digits(), split, f"{why}, hence scikit-learn's digits; for MNIST, {ADVICE}"
         )
-
-    note = damage and f"{damage}; rebuilt"
+    if fingerprint(arrays) != MNIST_FINGERPRINT:  # the files were verified, so the decoder is at fault
+        raise RuntimeError(f"{reader.__module__} decoded MNIST to other arrays than {MNIST_FINGERPRINT}")
     try:
-        _write_cache(cache, dataset)
+        _write_cache(cache, arrays)
+        note = note and f"{note}; rebuilt"
     except UserError as error:  # the run has its data; only the next one will have to decode again
-        note = f"{damage} and stays so: {error}" if damage else f"MNIST is not cached: {error}"
-    return Loaded(dataset, note)
+        note = f"{note or 'MNIST is not cached'}: {error}"
+    return _split("mnist", arrays, split, note)
+
+
+def fingerprint(arrays: Arrays) -> str:
+    """SHA-256, in hex, over each array's name, dtype, shape and bytes, in the order of `ARRAYS`."""
+    digest = hashlib.sha256()
+    for name, array in zip(ARRAYS, arrays, strict=True):
+        digest.update(f"{name} {array.dtype} {array.shape};".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _split(
+    name: Literal["mnist", "digits"], arrays: Arrays, split: Literal["test", "holdout"], note: str | None
+) -> Dataset:
+    images, labels, test_images, test_labels = arrays
+    kept = len(images) - HOLDOUT[name]
+    parts = {
+        "test": (images, labels, test_images, test_labels),
+        "holdout": (images[:kept], labels[:kept], images[kept:], labels[kept:]),
+    }
+    return Dataset(name, fingerprint(arrays), *parts[split], note)
+
+
+# ------------------------------------------------------------ the original files
+
+
+def read_originals(folder: Path) -> dict[str, bytes]:
+    """Read the four originals, decompressed, by name, each verified by its SHA-256.
+
+    They may be gzipped or not, and lie in the folder itself or in its ``MNIST/raw`` as torchvision has it.
+
+    Raises:
+        UserError: a file is missing, unreadable, truncated or altered.
+    """
+    contents = {}
+    for original in ORIGINALS:
+        names = (original.name, f"{original.name}.gz")
+        paths = [parent / name for parent in (folder, folder / "MNIST" / "raw") for name in names]
+        try:
+            path = next((path for path in paths if path.is_file()), None)
+            if path is None:
+                raise UserError(f"there is no {original.name} in {folder} or its MNIST/raw; {ADVICE}")
+            with path.open("rb") as file:
+                contents[original.name] = _read_original(file, original)
+        except (OSError, EOFError, zlib.error) as error:  # gzip's BadGzipFile is an OSError
+            raise UserError(
+                f"cannot read {original.name} in {folder}: {reason(error)}; fetch it again"
+            ) from None
+        except ValueError as error:
+            raise UserError(
+                f"{original.name} in {folder} is not the original: {error}; fetch it again"
+            ) from None
+    return contents
+
+
+def download_originals() -> dict[str, bytes]:
+    """Download the four originals: decompressed, by name, each verified by its SHA-256.
+
+    Raises:
+        OSError: no network, or not the originals.
+    """
+    contents = {}
+    for original in ORIGINALS:
+        try:
+            with urlopen(f"{URL}{original.name}.gz", timeout=DOWNLOAD_SECONDS) as answer:
+                contents[original.name] = _read_original(io.BytesIO(answer.read(original.size)), original)
+        except (HTTPException, EOFError, zlib.error, ValueError) as error:
+            raise OSError(f"{original.name}: {reason(error)}") from error
+    return contents
+
+
+def _read_original(file: Any, original: Original) -> bytes:
+    """Read a file, gzipped or not; never more than the original's length, whatever it says of itself.
+
+    Raises:
+        ValueError: it is not the original.
+    """
+    gzipped = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    content = (gzip.GzipFile(fileobj=file) if gzipped else file).read(original.size + 1)
+    if hashlib.sha256(content).hexdigest() != original.sha256:
+        raise ValueError(
+            f"{min(len(content), original.size):,} of {original.size:,} bytes and another SHA-256"
+        )
+    return content
+
+
+# ------------------------------------------------------------ the cache
 
 
 def cache_folder() -> Path:
@@ -139,57 +256,32 @@ def cache_folder() -> Path:
 
 
 def _expand(path: Path) -> Path:
-    """A path with its ``~`` replaced.
-
-    Raises:
-        UserError: nobody knows that home folder.
-    """
     try:
         return path.expanduser()
     except RuntimeError:
         raise UserError(f"the home folder in {path} is not known; give the whole path") from None
 
 
-def _read_cache(path: Path) -> Dataset:
-    """The cached arrays; no more is read or allocated than they have, whatever the file says of itself."""
-    if not path.exists():
-        raise FileNotFoundError(path)
-    content = read_at_most(path, MAX_CACHE_BYTES)
-    if len(content) > MAX_CACHE_BYTES:
-        raise ValueError(f"it is larger than {MAX_CACHE_BYTES >> 20} MiB")
-    if content.count(b"PK\1\2") > MAX_CACHE_ENTRIES:  # zipfile would make an object of each
-        raise ValueError("it lists too many arrays")
-    with ZipFile(io.BytesIO(content)) as archive:
-        pairs = zip(ARRAYS, ORIGINALS, strict=True)
-        dataset = Dataset("mnist", **{name: _read_member(archive, name, file.shape) for name, file in pairs})
-    if dataset.fingerprint != MNIST_FINGERPRINT:
-        raise ValueError(f"its fingerprint is {dataset.fingerprint}, not {MNIST_FINGERPRINT}")
-    return dataset
+def _read_cache(path: Path) -> Arrays:
+    with np.load(path, allow_pickle=False) as file:
+        train_images, train_labels, test_images, test_labels = (file[name] for name in ARRAYS)
+    arrays = train_images, train_labels, test_images, test_labels
+    if fingerprint(arrays) != MNIST_FINGERPRINT:
+        raise ValueError("its SHA-256 is another")
+    return arrays
 
 
-def _read_member(archive: ZipFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """One array of the cache, uint8."""
-    member = archive.getinfo(f"{name}.npy")
-    if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-        raise ValueError(f"{name} is compressed in another way")
-    with archive.open(member) as file:
-        if npy.read_magic(file) != (1, 0) or npy.read_array_header_1_0(file) != (shape, False, np.uint8):
-            raise ValueError(f"{name} is no uint8 array {shape}")
-        size = prod(shape)
-        content = file.read(size + 1)
-    if len(content) != size:
-        raise ValueError(f"{name} has not {size:,} bytes")
-    return np.frombuffer(content, np.uint8).reshape(shape).copy()  # PyTorch wants a writeable copy
-
-
-def _write_cache(path: Path, dataset: Dataset) -> None:
+def _write_cache(path: Path, arrays: Arrays) -> None:
     archive = io.BytesIO()
-    np.savez_compressed(archive, **{name: getattr(dataset, name) for name in ARRAYS})  # 11 MB, not 55
+    np.savez_compressed(archive, **dict(zip(ARRAYS, arrays, strict=True)))  # 11 MB, not 55
     write_atomically(path, archive.getvalue())
 
 
-def load_digits() -> Dataset:
-    """scikit-learn's 1,797 scans of 8x8 pixels with values 0 to 16, enlarged to look like MNIST.
+# ------------------------------------------------------------ the digits
+
+
+def load_digits() -> Arrays:
+    """Return scikit-learn's 1,797 scans of 8x8 pixels with values 0 to 16, enlarged to look like MNIST.
 
     Each becomes 20x20 pixels by bilinear interpolation, the size of an MNIST digit, centred in 28x28. All
     arithmetic is in integers, so the result is the same everywhere. A fixed permutation comes before the
@@ -214,17 +306,4 @@ def load_digits() -> Dataset:
 
     order = np.argsort(np.random.Philox(key=0).random_raw(len(images)), kind="stable")
     train, test = order[:DIGITS_TRAIN], order[DIGITS_TRAIN:]
-    return Dataset("digits", images[train], labels[train], images[test], labels[test])
-
-
-def split(dataset: Dataset, choice: str) -> Split:
-    """What to train on and what to validate on.
-
-    "test" trains on all training images and validates on the test images. "holdout", for choosing settings,
-    leaves the test images alone: the last training images (see `HOLDOUT`) validate and are not trained on.
-    """
-    images, labels = dataset.train_images, dataset.train_labels
-    if choice == "test":
-        return Split(images, labels, dataset.test_images, dataset.test_labels)
-    kept = len(images) - HOLDOUT[dataset.name]
-    return Split(images[:kept], labels[:kept], images[kept:], labels[kept:])
+    return images[train], labels[train], images[test], labels[test]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
 
-from recipe.errors import UserError
+from recipe.console import UserError
 
 Shape = tuple[int, ...]
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recipe import chance
+from recipe import random_numbers
 from recipe.networks import Network
 from recipe.recipes import Recipe, ema_decays, learning_rates
 
@@ -19,8 +19,8 @@ class Plan(NamedTuple):
     """
 
     indices: Array  # int32 (S, B), positions in the training set
-    affine: Array  # int32 (S, B, 6), see `recipe.chance.epoch_affine`; (S, 0, 6) without augmentation
-    dropout_keys: Array  # int32 (S, dropout layers, 2), see `recipe.chance.epoch_dropout_keys`
+    affine: Array  # int32 (S, B, 6), see `recipe.random_numbers.epoch_affine`; (S, 0, 6) without augmentation
+    dropout_keys: Array  # int32 (S, dropout layers, 2), see `recipe.random_numbers.epoch_dropout_keys`
     lr: Array  # float64 (S,), learning rates
     ema_decay: Array  # float64 (S,), decays of the weight average
 
@@ -60,15 +60,19 @@ def make_plan(network: Network, recipe: Recipe, seed: int, images: int, start: i
     epoch, first = divmod(start, steps)
     last = stop - epoch * steps
     assert 0 <= first < last <= steps, (start, stop, steps)
-    order = chance.epoch_order(seed, epoch, images)[: steps * recipe.batch].reshape(steps, recipe.batch)
+    order = random_numbers.epoch_order(seed, epoch, images)[: steps * recipe.batch].reshape(
+        steps, recipe.batch
+    )
     if recipe.augments:
-        affine = chance.epoch_affine(recipe, seed, epoch, steps * recipe.batch).reshape(*order.shape, 6)
+        affine = random_numbers.epoch_affine(recipe, seed, epoch, steps * recipe.batch).reshape(
+            *order.shape, 6
+        )
     else:
         affine = np.zeros((steps, 0, 6), np.int32)
     return Plan(
         indices=order[first:last],
         affine=affine[first:last],
-        dropout_keys=chance.epoch_dropout_keys(network, seed, epoch, steps)[first:last],
+        dropout_keys=random_numbers.epoch_dropout_keys(network, seed, epoch, steps)[first:last],
         lr=learning_rates(recipe, steps * recipe.epochs)[start:stop],
         ema_decay=ema_decays(recipe, start, stop),
     )

@@ -1,10 +1,11 @@
 """Hyperparameters: which settings train a network, and the arrays that follow from them."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from recipe.errors import UserError
+from recipe.console import UserError
 
 
 @dataclass(frozen=True)
@@ -69,20 +70,23 @@ _OWN = {"tuned": replace(_WIDE, dropout=0.05), "reference": _PUBLISHED}
 RECIPES = ("tuned", "reference")
 
 
+Precision = Literal["float32", "float64", "bfloat16", "bitwise"]
+
+
 @dataclass(frozen=True)
-class Precision:
-    """How a run computes; the choices of --precision."""
+class Arithmetic:
+    """How a run of one precision computes."""
 
     dtype: str  # of weights, statistics, optimizer and loss
     compute_dtype: str  # of the activations
-    on_grid: bool = False  # see `recipe.grid`
+    on_grid: bool = False  # see `recipe.rounding`
 
 
-PRECISIONS = {
-    "float32": Precision("float32", "float32"),
-    "float64": Precision("float64", "float64"),
-    "bfloat16": Precision("float32", "bfloat16"),
-    "bitwise": Precision("float64", "float64", on_grid=True),
+PRECISIONS: dict[Precision, Arithmetic] = {
+    "float32": Arithmetic("float32", "float32"),
+    "float64": Arithmetic("float64", "float64"),
+    "bfloat16": Arithmetic("float32", "bfloat16"),
+    "bitwise": Arithmetic("float64", "float64", on_grid=True),
 }
 
 

@@ -1,35 +1,47 @@
 """A framework that computes next to nothing, for what is true of every run in any framework."""
 
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 
-from recipe import data, folder, report
-from recipe.checkpoint import Checkpoint, Tensors
-from recipe.cli import run_command
-from recipe.data import Dataset, Split
+from recipe import console, data, run
+from recipe.checkpoint import FILE_NAME, Checkpoint, Tensors
+from recipe.console import run_command
+from recipe.data import Arrays, Dataset
 from recipe.networks import Network
-from recipe.options import TrainOptions
 from recipe.plan import Plan
-from recipe.recipes import Recipe
-from recipe.run import Framework, train
+from recipe.recipes import Precision, Recipe
+from recipe.run import TrainOptions
 
-OPTIONS = TrainOptions(network="net9954", dataset="digits", epochs=3, batch=128, device="cpu")
+OPTIONS: dict[str, Any] = {
+    **{"network": "net9954", "dataset": "digits", "epochs": 3, "batch": 128, "device": "cpu"}
+}
+PER_EPOCH = 11  # 1,437 digits in batches of 128
+
+
+class Devices:
+    count, name, threads = 1, "cpu", 1
 
 
 class Trainer:
     """Moves every weight a little, depending on all that the plan says, so that no step can be left out."""
 
-    device_name = "cpu"
-    threads = 1
+    framework = "fake"
+    packages: tuple[str, ...] = ("numpy",)
 
-    def __init__(self, network: Network, recipe: Recipe, split: Split, device: str, precision: str):
+    def __init__(
+        self, network: Network, recipe: Recipe, dataset: Dataset, devices: Devices, precision: Precision
+    ):
         self.state: Tensors = {}
+
+    @staticmethod
+    def read_mnist(originals: dict[str, bytes]) -> Arrays:
+        raise OSError("there is none")
 
     def load(self, tensors: Tensors) -> None:
         self.state = {name: tensor.copy() for name, tensor in tensors.items()}
@@ -53,11 +65,11 @@ class Trainer:
         return float(abs(self.state["conv1.weight"].sum())), 0.5
 
 
-def no_mnist(_: Path | None):
-    raise OSError("there is none")
-
-
-FRAMEWORK = Framework("fake", ("numpy",), Trainer, no_mnist)
+def train(out: Path | None, trainer_type: type = Trainer, **changes: Any) -> Path:
+    """A run of three epochs of `PER_EPOCH` steps, or as changed; returns the path of its checkpoint."""
+    options = TrainOptions(**OPTIONS | {"out": out} | changes)
+    run.train(options, trainer_type, Devices())
+    return (out or Path()) / FILE_NAME
 
 
 class Slow(Trainer):
@@ -81,12 +93,12 @@ class Limited(Trainer):
         return super().train(plan, advance)
 
 
-class Unheard(Trainer):
-    """Closes the other end of its standard output, the file descriptor in UNHEARD, in its second epoch."""
+class Talking(Trainer):
+    """Prints more than a pipe holds."""
 
     def train(self, plan: Plan, advance: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
-        if plan.lr[0] > 0.05:
-            os.close(int(os.environ["UNHEARD"]))
+        for _ in range(2_000):
+            console.show_line(100 * "x")
         return super().train(plan, advance)
 
 
@@ -95,20 +107,26 @@ def draw_nothing(_: Checkpoint) -> bytes:
     return bytes(30_000) + b"IEND\xaeB`\x82"
 
 
-def load_blanks() -> Dataset:
+def load_blanks() -> Arrays:
     """In place of the digits, which take a moment to load: as many, all of them black."""
     images, labels = np.zeros((1437, 28, 28), np.uint8), np.zeros(1437, np.uint8)
-    return Dataset("digits", images, labels, images[:360], labels[:360])
+    return images, labels, images[:360], labels[:360]
+
+
+def no_network() -> NoReturn:
+    raise OSError("there is none")
 
 
 def skip_slow_parts(setattr: Callable[[object, str, object], None] = setattr) -> None:
-    """Draw no curves, load no digits and print no layers in this process; a test passes its monkeypatch's."""
-    setattr(folder, "draw_curves", draw_nothing)
+    """Draw no curves, load no digits, ask no network; a test passes its monkeypatch's."""
+    setattr(run, "draw_curves", draw_nothing)
     setattr(data, "load_digits", load_blanks)
-    setattr(report, "show_layers", lambda _: None)
+    setattr(data, "download_originals", no_network)
 
 
 if __name__ == "__main__":  # python -m tests.fake KIND ...
     skip_slow_parts()
-    framework = Framework("fake", ("numpy",), globals()[sys.argv.pop(1)], no_mnist)
-    run_command(TrainOptions, lambda options: train(options, framework), "python -m tests.fake")
+    trainer_type = globals()[sys.argv.pop(1)]
+    run_command(
+        TrainOptions, lambda options: run.train(options, trainer_type, Devices()), "python -m tests.fake"
+    )

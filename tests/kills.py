@@ -25,11 +25,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import recipe.files
+import recipe.checkpoint
 from recipe.checkpoint import FILE_NAME, Checkpoint, load_checkpoint
-from recipe.folder import FILES
-from recipe.options import TrainOptions
-from recipe.run import train
+from recipe.run import FILES, TrainOptions, train
 
 TIMEOUT_S = 300  # for one run, which takes a few seconds
 MODULES = {"torch": "torch_impl.train", "jax": "jax_impl.train", "fake": "tests.fake"}
@@ -64,7 +62,7 @@ def count(outcomes: list[Outcome]) -> dict[str, int]:
 def run(name: str, options: TrainOptions, log: Path, line: int | None = None) -> None:
     """One training run; what it prints goes to the log.
 
-    With ``line``, the process is killed before it executes that line of `recipe.files`, where 0 is the first
+    With ``line``, the process is killed before it executes that line of `recipe.checkpoint`, where 0 is the first
     line that a run executes. If the run ends first, it writes the number of executed lines beside the log.
     """
     with log.open("a") as file:
@@ -85,8 +83,8 @@ def run(name: str, options: TrainOptions, log: Path, line: int | None = None) ->
 
 
 def kill_at_line(lines_left: list[int], frame: FrameType, event: str, _: Any) -> Any:
-    """A trace function: kills the process when no lines of `recipe.files`, which it counts, are left."""
-    if frame.f_code.co_filename != recipe.files.__file__:
+    """A trace function: kills the process when no lines of `recipe.checkpoint`, which it counts, are left."""
+    if frame.f_code.co_filename != recipe.checkpoint.__file__:
         return None
     if event == "line":
         if lines_left[0] == 0:
@@ -128,13 +126,13 @@ class Killer:
         return self._resume(process.exitcode)
 
     def kill_at_line(self, line: int) -> Outcome:
-        """Kill a run before it executes a line of `recipe.files`, and resume it."""
+        """Kill a run before it executes a line of `recipe.checkpoint`, and resume it."""
         process = self._start("killed", line=line)
         process.join(TIMEOUT_S)
         return self._resume(process.exitcode)
 
     def count_lines(self) -> int:
-        """The number of lines of `recipe.files` that a run executes."""
+        """The number of lines of `recipe.checkpoint` that a run executes."""
         self._finish("counted", line=sys.maxsize)
         return int(self.log.with_suffix(".lines").read_text())
 

@@ -8,17 +8,17 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scipy import stats
-
-from benchmarks.accuracy import __main__ as accuracy
 from benchmarks.accuracy.__main__ import AccuracyOptions, main
 from benchmarks.accuracy.equivalence import MARGIN, compare_frameworks, compare_pairs, describe, pairs_needed
 from benchmarks.accuracy.seeds import load_framework, train_seed
 from benchmarks.accuracy.tta import SHIFTS, averaged_accuracy, shift_images, tta_accuracy
+from scipy import stats
+
+from benchmarks.accuracy import __main__ as accuracy
 from recipe import data, record
 from recipe.checkpoint import initial_tensors
+from recipe.console import UserError
 from recipe.data import Dataset, Loaded, Split
-from recipe.errors import UserError
 from recipe.networks import NETWORKS, get_network
 from recipe.plan import Plan, make_plans, steps_per_epoch
 from recipe.recipes import get_recipe

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from recipe import checkpoint as checkpoints
 from recipe.checkpoint import Checkpoint, find_checkpoint, initial_tensors, load_checkpoint, save_checkpoint
-from recipe.errors import UserError
+from recipe.console import UserError
 from recipe.networks import get_network
 from recipe.recipes import get_recipe
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import lockstep
 from lockstep import pair as pair_file
-from recipe.errors import UserError
+from recipe.console import UserError
 from tests.helpers import ROOT
 from tests.pairs import __main__ as bench
 from tests.pairs import mlp, randomise

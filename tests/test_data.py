@@ -20,9 +20,8 @@ import pytest
 import jax_impl.data
 import torch_impl.data
 from recipe import data
-from recipe.data import HOLDOUT, MNIST_FINGERPRINT, Dataset, load, split
-from recipe.errors import UserError
-from recipe.mnist import ORIGINALS
+from recipe.console import UserError
+from recipe.data import HOLDOUT, MNIST_FINGERPRINT, ORIGINALS, Dataset, load, split
 from tests.helpers import MNIST_DIR, ROOT
 
 DIGITS_FINGERPRINT = "0f83262da69ae157b25bd9bd10b131800f101154f060d14aad2c4da3daae1813"

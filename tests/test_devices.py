@@ -13,7 +13,7 @@ import pytest
 
 from lockstep.runs import relative_difference
 from recipe.checkpoint import FILE_NAME, load_checkpoint
-from recipe.errors import UserError
+from recipe.console import UserError
 from recipe.plan import make_plan
 from recipe.run import prepare
 from tests import device_steps, fake

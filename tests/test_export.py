@@ -34,8 +34,8 @@ from export.source import source_logits
 from export.structure import FLOAT_OPERATORS, check_structure, read_model
 from export.verify import run_model
 from recipe.checkpoint import FILE_NAME, Checkpoint, Tensors, load_checkpoint, save_checkpoint, tensor_shapes
+from recipe.console import UserError
 from recipe.data import MEAN, STD
-from recipe.errors import UserError
 from recipe.networks import (
     NETWORKS,
     Average,

@@ -16,13 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipe import report, run, signals
-from recipe.checkpoint import FILE_NAME, load_checkpoint
-from recipe.cli import run_command
-from recipe.errors import MAX_CHARACTERS, UserError, one_line
-from recipe.files import read_at_most, write_atomically
-from recipe.folder import FILES, open_folder
-from recipe.options import TrainOptions
+from recipe import console, run
+from recipe.checkpoint import FILE_NAME, load_checkpoint, read_at_most, write_atomically
+from recipe.console import MAX_CHARACTERS, UserError, one_line, run_command
+from recipe.run import FILES, TrainOptions, open_folder
 from tests import fake
 
 PER_EPOCH = 11
@@ -283,20 +280,20 @@ def test_a_signal_that_is_ignored_stays_ignored():
     ignored = {signal.SIGHUP: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}  # the latter not under mutmut
     before = {number: signal.signal(number, handler) for number, handler in ignored.items()}
     try:
-        with signals.raise_on_signal():
+        with console.raise_on_signal():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
             with pytest.raises(KeyboardInterrupt) as end:
                 signal.raise_signal(signal.SIGTERM)
-            assert (signals.exit_code(end.value), str(end.value)) == (143, "SIGTERM")
+            assert (console.exit_code(end.value), str(end.value)) == (143, "SIGTERM")
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        assert signals.exit_code(KeyboardInterrupt()) == 130
+        assert console.exit_code(KeyboardInterrupt()) == 130
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(("interruption", "code"), [(KeyboardInterrupt(), 130), (signals.Signalled(15), 143)])
+@pytest.mark.parametrize(("interruption", "code"), [(KeyboardInterrupt(), 130), (console.Signalled(15), 143)])
 def test_an_interrupted_command_says_by_what(interruption, code, monkeypatch):
     def interrupted(_):
         raise interruption
@@ -396,19 +393,19 @@ def test_what_an_encoding_lacks_is_escaped(tmp_path):
 def test_messages_are_one_line_and_hold_no_commands():
     assert str(UserError("a\n\n  b\x1b[2J\0 \udcff é")) == "a b\\x1b[2J\\x00 \\udcff é"
     assert len(one_line("x" * 10**6)) == MAX_CHARACTERS
-    report.show_error("fine")
+    console.show_error("fine")
 
 
 def test_an_error_is_one_line_on_stderr(capfd):
-    report.show_error("a\nb")
+    console.show_error("a\nb")
     assert capfd.readouterr() == ("", "error: a b\n")
 
 
 def test_an_error_that_nobody_can_read_is_no_error(monkeypatch):
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stderr", full)
-        report.show_error("no room")
-        report.show_error("nor now")  # it goes nowhere by now
+        console.show_error("no room")
+        console.show_error("nor now")  # it goes nowhere by now
         full.flush()
 
 

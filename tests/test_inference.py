@@ -10,18 +10,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-
-from benchmarks.inference import __main__ as inference
-from benchmarks.inference import measure as measuring
 from benchmarks.inference.__main__ import InferenceOptions, find_run, list_contenders, main
 from benchmarks.inference.engines import ENGINES, Contender, Engine, export_with_torch
 from benchmarks.inference.measure import Measurement, Settings, make_rows, measure
+
+from benchmarks.inference import __main__ as inference
+from benchmarks.inference import measure as measuring
 from export.build import build_model
 from export.fold import fold, steps_of
 from export.images import Images, random_images
 from export.metadata import get_metadata, set_metadata, weights_sha256
 from recipe.checkpoint import Checkpoint, initial_tensors, load_checkpoint, save_checkpoint
-from recipe.errors import UserError
+from recipe.console import UserError
 from recipe.networks import NETWORKS
 from recipe.recipes import get_recipe
 from recipe.record import read_rows

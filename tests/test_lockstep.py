@@ -11,7 +11,7 @@ from lockstep import figure, runs
 from lockstep.__main__ import LockstepOptions, main
 from lockstep.runs import Comparison, run_lockstep, summarise
 from recipe import data, record
-from recipe.errors import UserError
+from recipe.console import UserError
 from recipe.networks import get_network
 from recipe.recipes import get_recipe
 from tests import fake

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from recipe.errors import UserError
-from recipe.mnist import ORIGINALS, check_reachable, read_original, read_originals
+from recipe.console import UserError
+from recipe.data import ORIGINALS, check_reachable, read_original, read_originals
 from tests.helpers import MNIST_DIR
 
 LABELS = ORIGINALS[3]

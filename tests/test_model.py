@@ -8,8 +8,8 @@ import torch
 import jax_impl.model
 import torch_impl.model
 from recipe.checkpoint import load_checkpoint
+from recipe.console import UserError
 from recipe.data import MEAN, STD
-from recipe.errors import UserError
 from recipe.networks import get_network
 from recipe.recipes import get_recipe
 from tests.helpers import FRAMEWORKS

@@ -13,7 +13,7 @@ from export.metadata import get_metadata, weights_sha256
 from export.structure import read_model
 from export.verify import BATCHES, run_model
 from recipe.checkpoint import load_checkpoint, state_digest
-from recipe.errors import UserError
+from recipe.console import UserError
 from recipe.networks import NETWORKS, get_network
 from recipe.recipes import get_recipe
 

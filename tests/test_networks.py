@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 import jax_impl.model
 import torch_impl.model
 from recipe import networks
-from recipe.errors import UserError
+from recipe.console import UserError
 from recipe.networks import (
     NETWORKS,
     Average,

@@ -9,7 +9,8 @@ import pytest
 from benchmarks import __main__ as benchmarks
 from benchmarks import rows
 from benchmarks.pages import FIGURES, PAGES, PICTURES, ROOT, Table, fill_page, make_table
-from recipe.record import MACHINES, RESULTS, describe_machine, read_rows
+from recipe.provenance import describe_machine
+from recipe.record import MACHINES, RESULTS, read_rows
 
 DOCUMENTS = [
     ROOT / "README.md",

@@ -19,7 +19,6 @@ import jax_impl.train
 import torch_impl.model
 import torch_impl.train
 from lockstep.runs import Comparison, run_lockstep, turn_everything_on
-from recipe.chance import initial_weights
 from recipe.data import Split
 from recipe.networks import (
     NETWORKS,
@@ -27,6 +26,7 @@ from recipe.networks import (
     get_network,
 )
 from recipe.plan import Plan
+from recipe.random_numbers import initial_weights
 from recipe.recipes import RECIPES, Recipe, get_recipe, learning_rates
 from tests.helpers import TINY, TINY_RECIPE
 

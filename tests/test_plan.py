@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from recipe.errors import UserError
+from recipe.console import UserError
 from recipe.networks import NETWORKS, get_network
 from recipe.plan import Plan, make_plan, make_plans, steps_per_epoch
 from recipe.recipes import RECIPES, Recipe, ema_decays, get_recipe, learning_rates

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from recipe import record
-from recipe.errors import UserError
+from recipe import provenance, record
+from recipe.console import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def test_only_published_rows_go_to_the_results(tmp_path):
     assert rows[0].keys() == {"command", "commit", "date", "versions", "machine", "ms"}
     assert rows[0]["versions"].keys() == {"python", "numpy"}
     machines = json.loads((record.BENCH / record.MACHINES).read_text())
-    assert machines == {rows[0]["machine"]: record.describe_machine()}
+    assert machines == {rows[0]["machine"]: provenance.describe_machine()}
     assert [row["ms"] for row in record.read_rows("speed", record.RESULTS)] == [3, 4]
     assert [row["ms"] for row in record.read_rows("speed", record.RESULTS, command="by hand")] == [3]
     assert record.read_rows("nothing", record.RESULTS) == []
@@ -57,26 +57,26 @@ def test_results_are_no_change_of_the_code(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("{}")
     monkeypatch.setattr(record, "__file__", str(tmp_path / "recipe" / "record.py"))
-    assert record.git_commit() is None
+    assert provenance.git_commit() is None
     git("init")
     git("add", ".")
     git("commit", "-m", "all")
-    commit = record.git_commit()
+    commit = provenance.git_commit()
     assert commit is not None and len(commit) == 40
     (tmp_path / "results" / "speed.jsonl").write_text("{} {}")
-    assert record.git_commit() == commit
+    assert provenance.git_commit() == commit
     (tmp_path / "recipe" / "record.py").write_text("changed")
-    assert record.git_commit() == commit + "+"
+    assert provenance.git_commit() == commit + "+"
 
 
 def test_a_command_names_no_folder_of_this_machine(tmp_path, monkeypatch):
     arguments = ["--out", str(tmp_path / "runs" / "a b"), "--data-dir", "/secret/mnist", "--epochs", "2"]
     monkeypatch.setattr(sys, "argv", ["/usr/bin/tool", *arguments])
-    command = record.command()
+    command = provenance.command()
     assert command.startswith("python ")
     assert command.endswith(" --out 'runs/a b' --data-dir mnist --epochs 2")
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
-    assert record.command().startswith("python tool --out")
+    assert provenance.command().startswith("python tool --out")
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "1"])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from benchmarks.inference.engines import ENGINES, Contender, Predict
 from benchmarks.inference.runtimes import RUNTIMES
+
 from export.images import load_images
 from export.pipeline import export
 from recipe.checkpoint import load_checkpoint

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from recipe.checkpoint import load_checkpoint
-from recipe.errors import UserError
-from recipe.options import TrainOptions
-from recipe.run import train
+from recipe.console import UserError
+from recipe.run import TrainOptions, train
 from tests.helpers import FRAMEWORKS, PER_EPOCH, ROOT, train_digits
 
 

@@ -10,17 +10,17 @@ import jax
 import numpy as np
 import pytest
 import torch
+from benchmarks.training.__main__ import SCRIPTED, TrainingOptions, main
+from benchmarks.training.contenders import Contender, Ours, TorchScript, short_name
 from flax import nnx
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.baselines import flax_script, torch_script
 from benchmarks.training import measure
-from benchmarks.training.__main__ import SCRIPTED, TrainingOptions, main
-from benchmarks.training.contenders import Contender, Ours, TorchScript, short_name
 from benchmarks.workers import Worker, environment, peak_memory, round_figures, time_calls, warm_up
+from recipe.console import UserError
 from recipe.data import Split
-from recipe.errors import UserError
 from recipe.networks import get_network
 from recipe.recipes import get_recipe
 from recipe.record import read_rows

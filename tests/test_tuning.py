@@ -4,8 +4,6 @@ import json
 
 import numpy as np
 import pytest
-
-from benchmarks.accuracy import tuning
 from benchmarks.accuracy.tuning import (
     BASE,
     TuningOptions,
@@ -13,9 +11,11 @@ from benchmarks.accuracy.tuning import (
     main,
     parse_changes,
 )
+
+from benchmarks.accuracy import tuning
 from recipe import data, record
+from recipe.console import UserError
 from recipe.data import HOLDOUT, Dataset, Loaded
-from recipe.errors import UserError
 from tests.fake import FRAMEWORK
 
 ROW = dict.fromkeys(tuning.KEPT, 0.5)

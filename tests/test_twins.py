@@ -59,7 +59,7 @@ IMPORTS = {
     "export": {"recipe", "torch_impl", "jax_impl"},
     "benchmarks": {"recipe", "torch_impl", "jax_impl", "lockstep", "export"},
 }
-COMMANDS = {"lockstep/__main__.py": {"torch_impl", "jax_impl"}}
+COMMANDS = {"lockstep/__main__.py": {"torch_impl", "jax_impl", "benchmarks"}}  # it writes to the record
 TORCH, JAX = {"torch", "torchvision"}, {"jax", "flax", "optax", "tensorflow_datasets"}
 FRAMEWORKS = {"recipe": set(), "torch_impl": TORCH, "jax_impl": JAX}
 

@@ -1,4 +1,4 @@
-"""One run on several devices. Each has a process of its own, which takes its share of every batch."""
+"""The devices of a run. Each has a process of its own, which takes its share of every batch."""
 
 import logging
 import os
@@ -6,25 +6,56 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed
 
-from recipe.errors import UserError
-from recipe.options import TrainOptions
-from recipe.record import count_cores
-from recipe.run import Framework, Run, prepare, train
+from recipe.console import UserError
+from recipe.provenance import count_cores
+from recipe.run import Trainer, TrainOptions, prepare, train, what_is_kept
 
 
-def count() -> int:
-    """The number of devices of this run."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+@dataclass(frozen=True)
+class Devices:
+    """This process's device, its number among those of the run, from 0, and how many there are."""
 
+    device: torch.device
+    index: int = 0
+    count: int = 1
 
-def index() -> int:
-    """The number of this device, from 0."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    @property
+    def name(self) -> str:
+        """The GPU's name, or cpu."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    @property
+    def threads(self) -> int:
+        """The threads that PyTorch computes with on a CPU."""
+        return torch.get_num_threads()
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Return the sum of all devices' tensors, the same bits on each; of one device the tensor itself."""
+        return _Sum.apply(x) if self.count > 1 else x  # pyright: ignore[reportReturnType]
+
+    def sum_in_place(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by the sum of all devices' tensors, in one exchange."""
+        if self.count > 1:
+            flat = self.sum(torch.cat([tensor.flatten().to(tensors[0].dtype) for tensor in tensors]))
+            sums = flat.split([tensor.numel() for tensor in tensors])
+            for tensor, total in zip(tensors, sums, strict=True):
+                tensor.copy_(total.view_as(tensor))
+
+    @contextmanager
+    def raise_if_lost(self) -> Iterator[None]:
+        """Within it, the error that another process of this run has ended is a `ConnectionError`."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count == 1:
+                raise
+            raise ConnectionError(str(error)) from error
 
 
 class _Sum(torch.autograd.Function):
@@ -38,35 +69,25 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(_: object, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return sum_over_devices(grad)
+        return _Sum.apply(grad)  # pyright: ignore[reportReturnType]
 
 
-def sum_over_devices(x: Tensor) -> Tensor:
-    """The sum of all devices' tensors, with the same bits on each; with one device the tensor itself."""
-    return _Sum.apply(x) if count() > 1 else x  # pyright: ignore[reportReturnType]
+def select_devices(name: str) -> Devices:
+    """Return the devices of a run that ``--device`` names: one, or those of torchrun's processes.
+
+    Raises:
+        UserError: CUDA is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
+    on_gpu = name != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    if distributed.is_initialized():
+        return Devices(device, distributed.get_rank(), distributed.get_world_size())
+    return Devices(device)
 
 
-def sum_in_place(tensors: list[Tensor]) -> None:
-    """Replace each tensor by the sum of all devices' tensors, in one exchange."""
-    if count() > 1:
-        flat = sum_over_devices(torch.cat([tensor.flatten().to(tensors[0].dtype) for tensor in tensors]))
-        sums = flat.split([tensor.numel() for tensor in tensors])
-        for tensor, total in zip(tensors, sums, strict=True):
-            tensor.copy_(total.view_as(tensor))
-
-
-@contextmanager
-def raise_if_lost() -> Iterator[None]:
-    """Within it, the error that another process of this run has ended is a `ConnectionError`."""
-    try:
-        yield
-    except RuntimeError as error:
-        if count() == 1:
-            raise
-        raise ConnectionError(str(error)) from error
-
-
-def run(options: TrainOptions, framework: Framework) -> None:
+def run(options: TrainOptions, trainer_type: type[Trainer]) -> None:
     """Train as the options say, on as many devices as they say, or as torchrun has started processes for.
 
     Raises:
@@ -75,11 +96,11 @@ def run(options: TrainOptions, framework: Framework) -> None:
     """
     if not distributed.is_torchelastic_launched():
         if options.devices in (None, 1):
-            train(options, framework)
+            train(options, trainer_type, select_devices(options.device))
         else:
-            ready = prepare(options, framework)  # so that a mistake is told once, and at once
+            *_, out = prepare(options, trainer_type)  # so that a mistake is told once, and at once
             _check_gpus(options.devices, options.device)
-            _launch(options.devices, ready)
+            _launch(options, out)
         return
     processes = int(os.environ["WORLD_SIZE"])
     if options.devices not in (None, processes):
@@ -91,8 +112,9 @@ def run(options: TrainOptions, framework: Framework) -> None:
             raise UserError(f"PyTorch sees {gpus} CUDA devices for {processes} processes; try --device cpu")
         torch.cuda.set_device(here)
     distributed.init_process_group("nccl" if on_gpu else "gloo")
+    devices = select_devices(options.device)
     try:
-        train(replace(options, devices=processes), framework, follow=index() > 0)
+        train(replace(options, devices=processes), trainer_type, devices, report=devices.index == 0)
     except UserError:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # with which torchrun would end it before it says why
         raise
@@ -105,12 +127,13 @@ def _check_gpus(devices: int, device: str) -> None:
         raise UserError(f"--devices {devices}: PyTorch sees {gpus} GPUs here; give fewer, or --device cpu")
 
 
-def _launch(devices: int, ready: Run) -> None:
+def _launch(options: TrainOptions, out: Path) -> None:
     """Run this program once for each device and wait. If one process fails, all end; the first says why."""
     from torch.distributed.elastic.multiprocessing.api import SignalException  # here: they take a second
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    devices = options.devices or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // devices)))
     config = LaunchConfig(
         1, 1, devices, run_id="lockstep", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
@@ -121,7 +144,8 @@ def _launch(devices: int, ready: Run) -> None:
     except ChildFailedError as error:
         first = error.failures.get(0)
         if first is None or not 0 <= first.exitcode < 128:  # a signal, perhaps the launcher's, was faster
-            raise UserError(f"a process of this run was killed, and the run ended; {ready.kept}") from None
+            kept = what_is_kept(out, options.resume)
+            raise UserError(f"a process of this run was killed, and the run ended; {kept}") from None
         sys.exit(2)  # the first process has said why
     except SignalException as end:
         sys.exit(128 + end.sigval)

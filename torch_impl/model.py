@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recipe.chance import keep_mask
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
 from recipe.networks import Average, AvgPool, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
-from torch_impl import devices
+from recipe.random_numbers import keep_mask
+from torch_impl.devices import Devices, select_devices
 from torch_impl.ops import batch_norm, conv2d
 
 
@@ -21,14 +21,16 @@ class ConvNet(nn.Module):
     Args:
         network: the layers.
         dropout: probability of dropping.
+        devices: that share a batch.
     """
 
-    def __init__(self, network: Network, dropout: float):
+    def __init__(self, network: Network, dropout: float, devices: Devices):
         super().__init__()
         self.network = network
         self.dropout = dropout
+        self.devices = devices
         for layer in network.layers:
-            if (module := build_layer(layer)) is not None:
+            if (module := build_layer(layer, devices)) is not None:
                 self.add_module(layer.name, module)
             if isinstance(layer.operation, Dropout) and dropout:
                 # Compiled code reads numbers from memory in x's layout faster than it computes them.
@@ -39,7 +41,8 @@ class ConvNet(nn.Module):
 
         Args:
             x: normalised images (N, 1, 28, 28), in the type to compute in.
-            dropout_keys: int32 (dropout layers, 2), see `recipe.chance.epoch_dropout_keys`; None: no dropout.
+            dropout_keys: int32 (dropout layers, 2), see `recipe.random_numbers.epoch_dropout_keys`.
+                None: no dropout.
 
         Returns:
             (N, 10), at least float32.
@@ -61,19 +64,20 @@ class ConvNet(nn.Module):
                 x = x.to(torch.promote_types(x.dtype, torch.float32)).mean((2, 3), keepdim=True)
             elif isinstance(operation, Dropout):
                 if dropout_keys is not None and self.dropout:
-                    x = drop(x, self.dropout, dropout_keys[dropouts], getattr(self, layer.name))
+                    first = self.devices.index * len(x)
+                    x = drop(x, self.dropout, dropout_keys[dropouts], getattr(self, layer.name), first)
                 dropouts += 1
         return x.flatten(1)
 
 
-def build_layer(layer: Layer) -> nn.Module | None:
+def build_layer(layer: Layer, devices: Devices) -> nn.Module | None:
     """The module that holds a layer's own tensors; None for a layer without any."""
     channels = layer.in_shape[0]
     match layer.operation:
         case Conv(filters, kernel, pad, bias, None):
             return nn.Conv2d(channels, filters, kernel, padding=pad, bias=bias)
         case Norm(epsilon, momentum):
-            return BatchNorm(channels, eps=epsilon, momentum=momentum)
+            return BatchNorm(channels, epsilon, momentum, devices)
     return None
 
 
@@ -90,12 +94,16 @@ def convolve(module: nn.Conv2d, x: Tensor) -> Tensor:
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm over the images of all devices."""
 
+    def __init__(self, channels: int, epsilon: float, momentum: float, devices: Devices):
+        super().__init__(channels, epsilon, momentum)
+        self.devices = devices
+
     def forward(self, input: Tensor) -> Tensor:
         """(N, channels, H, W), normalised over all but the channels."""
-        if not self.training or (devices.count() == 1 and input.dtype != torch.float64):
+        if not self.training or (self.devices.count == 1 and input.dtype != torch.float64):
             return super().forward(input)
-        y, mean, variance = batch_norm(input, self.weight, self.bias, self.eps)
-        count = devices.count() * input.numel() // self.num_features
+        y, mean, variance = batch_norm(input, self.weight, self.bias, self.eps, self.devices)
+        count = self.devices.count * input.numel() // self.num_features
         unbiased = variance * (count / (count - 1))
         with torch.no_grad():
             self.get_buffer("running_mean").lerp_(mean, cast(float, self.momentum))
@@ -108,12 +116,12 @@ def number_elements(shape: Shape) -> Tensor:
     return torch.arange(prod(shape), dtype=torch.int32).view(1, *shape)
 
 
-def drop(x: Tensor, rate: float, key: Tensor, element: Tensor) -> Tensor:
-    """Dropout of (N, C, H, W) by the hash of `recipe.chance.keep_mask`.
+def drop(x: Tensor, rate: float, key: Tensor, element: Tensor, first: int) -> Tensor:
+    """Dropout of (N, C, H, W) by the hash of `recipe.random_numbers.keep_mask`.
 
-    The key is int32 (2,); ``element`` is from `number_elements`.
+    The key is int32 (2,); ``element`` is from `number_elements`; ``first`` is the number of the first image.
     """
-    image = torch.arange(len(x), dtype=torch.int32, device=x.device) + devices.index() * len(x)
+    image = torch.arange(len(x), dtype=torch.int32, device=x.device) + first
     keep = keep_mask(image[:, None, None, None] * element.numel() + element, key, rate)
     return torch.where(keep, x * (1 / (1 - rate)), 0)
 
@@ -149,6 +157,6 @@ def load_model(path: Path | str) -> ConvNet:
         UserError: it is missing or damaged.
     """
     checkpoint = load_checkpoint(find_checkpoint(Path(path)))
-    model = ConvNet(checkpoint.network, dropout=0.0)
+    model = ConvNet(checkpoint.network, 0.0, select_devices("cpu"))
     load_tensors(model, {name: tensor.astype("float32") for name, tensor in checkpoint.model.items()})
     return model.eval()

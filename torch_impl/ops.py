@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from torch_impl.devices import count, sum_over_devices
+from torch_impl.devices import Devices
 
 # In float64 PyTorch copies the surroundings of every pixel to memory before it multiplies. Those of a few
 # images stay in the processor's cache; with a whole batch, a step takes twice as long.
@@ -65,25 +65,28 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, None]:
 conv2d.register_autograd(_differentiate, setup_context=_save)
 
 
-def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+def batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, devices: Devices
+) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise x (N, C, H, W) by its batch statistics; return y, mean (C,), biased variance (C,).
 
     The batch is that of all devices. x and y may be less precise than the weights, the statistics are not.
     Mean and variance are meant for running averages: no gradient flows back through them.
     """
-    return _BatchNorm.apply(x, weight, bias, epsilon)  # pyright: ignore[reportReturnType]
+    return _BatchNorm.apply(x, weight, bias, epsilon, devices)  # pyright: ignore[reportReturnType]
 
 
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, epsilon: float):
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, epsilon: float, devices: Devices):
         x = input.to(weight.dtype)
-        mean = _batch_mean(x)
-        var = _batch_mean((x - _per_channel(mean)).square())
+        mean = _batch_mean(x, devices)
+        var = _batch_mean((x - _per_channel(mean)).square(), devices)
         inv_std = (var + epsilon).rsqrt()
         y = (x - _per_channel(mean)) * _per_channel(inv_std * weight) + _per_channel(bias)
         ctx.save_for_backward(input, mean, inv_std, weight)
         ctx.mark_non_differentiable(mean, var)
+        ctx.devices = devices
         # PyTorch 2.11 compiles a wrong gradient of what ``to`` gives back unchanged (its issue 180642).
         return y if y.dtype == input.dtype else y.to(input.dtype), mean, var
 
@@ -93,10 +96,10 @@ class _BatchNorm(torch.autograd.Function):
         input, mean, inv_std, weight = ctx.saved_tensors
         centred, dy = input.to(weight.dtype) - _per_channel(mean), grad.to(weight.dtype)
         dbias, dweight = _channel_sum(dy), _channel_sum(dy * centred) * inv_std
-        pixels = count() * dy.numel() // len(mean)
-        mean_dy, mean_dy_x = sum_over_devices(torch.stack([dbias, dweight])) / pixels
+        pixels = ctx.devices.count * dy.numel() // len(mean)
+        mean_dy, mean_dy_x = ctx.devices.sum(torch.stack([dbias, dweight])) / pixels
         dx = dy - _per_channel(mean_dy) - centred * _per_channel(inv_std * mean_dy_x)
-        return (_per_channel(weight * inv_std) * dx).to(grad.dtype), dweight, dbias, None
+        return (_per_channel(weight * inv_std) * dx).to(grad.dtype), dweight, dbias, None, None
 
 
 def _per_channel(x: Tensor) -> Tensor:
@@ -104,9 +107,9 @@ def _per_channel(x: Tensor) -> Tensor:
     return x[:, None, None]
 
 
-def _batch_mean(x: Tensor) -> Tensor:
+def _batch_mean(x: Tensor, devices: Devices) -> Tensor:
     """Mean over the images of all devices: (N, C, H, W) -> (C,)."""
-    return sum_over_devices(_channel_sum(x)) / (count() * x.numel() // x.shape[1])
+    return devices.sum(_channel_sum(x)) / (devices.count * x.numel() // x.shape[1])
 
 
 def _channel_sum(x: Tensor) -> Tensor:

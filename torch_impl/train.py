@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,20 +12,18 @@ from torch import Tensor
 from torch._functorch import config as partitioner
 from torch.nn import functional
 
+from recipe.augmentation import SIDE, UNIT, crop, pad, warp
 from recipe.checkpoint import Tensors
-from recipe.cli import run_command
-from recipe.data import EVALUATION_BATCH, MEAN, STD, Split
-from recipe.errors import UserError
-from recipe.grid import MOMENTUM, STATE, round_to_grid
+from recipe.console import run_command
+from recipe.data import EVALUATION_BATCH, MEAN, STD, Dataset
 from recipe.networks import Network
-from recipe.options import TrainOptions
 from recipe.plan import Plan, steps_per_epoch
-from recipe.recipes import PRECISIONS, Recipe
-from recipe.run import Framework
-from recipe.warp import SIDE, UNIT, crop, pad, warp
-from torch_impl import devices
-from torch_impl.compile import StepLoop, compile_if_possible, keep_freed_memory, share_cores
+from recipe.recipes import PRECISIONS, Precision, Recipe
+from recipe.rounding import MOMENTUM, STATE, round_to_grid
+from recipe.run import TrainOptions
+from torch_impl.compile import StepLoop, compile_if_possible, keep_freed_memory
 from torch_impl.data import read_mnist
+from torch_impl.devices import Devices, run
 from torch_impl.model import ConvNet, dump_tensors, load_tensors
 
 
@@ -53,14 +52,14 @@ def training_loss(
         model: in training mode.
         recipe: for label smoothing.
         dtype: the type to compute in.
-        padded: all training images, from `recipe.warp.pad`.
+        padded: all training images, from `recipe.augmentation.pad`.
         labels: all training labels, int64.
         step: one step of a plan.
     """
     images, targets = prepare_images(padded, step.indices, step.affine, dtype), labels[step.indices]
     logits = model(images, step.dropout_keys)
     loss = functional.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-    return loss / devices.count(), (logits.argmax(1) == targets).sum()
+    return loss / model.devices.count, (logits.argmax(1) == targets).sum()
 
 
 def make_optimizer(recipe: Recipe, model: ConvNet) -> torch.optim.Optimizer:
@@ -77,6 +76,7 @@ def make_optimizer(recipe: Recipe, model: ConvNet) -> torch.optim.Optimizer:
 
 def train_step(
     optimizer: torch.optim.Optimizer,
+    devices: Devices,
     loss_fn: Callable[[Plan], tuple[Tensor, Tensor]],
     update_fn: Callable[[Tensor], None],
     step: Plan,
@@ -125,20 +125,7 @@ def predict_batch(model: ConvNet, dtype: torch.dtype, padded: Tensor) -> Tensor:
         return model.eval()(normalise(crop(padded), 255, dtype))
 
 
-def select_device(name: str) -> torch.device:
-    """The device that ``--device`` names.
-
-    Raises:
-        UserError: CUDA is asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
-    if name != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
-
-
-def configure(precision: str) -> None:
+def configure(precision: Precision) -> None:
     """Set up PyTorch for the whole process; the precision changes nothing."""
     # No TF32, which has ten bits. After the newer `fp32_precision`, torch.onnx.export fails in this process.
     torch.backends.cudnn.allow_tf32 = False
@@ -148,27 +135,29 @@ def configure(precision: str) -> None:
     partitioner.ban_recompute_used_far_apart = False
     partitioner.ban_recompute_long_fusible_chains = False
     keep_freed_memory()
-    share_cores()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA's compiler but no CUDA
 
 
 class Trainer:
-    """Model, optimizer and data on one device; see `recipe.run.Trainer`."""
+    """Model, optimizer and data on the devices; see `recipe.run.Trainer`."""
 
-    def __init__(self, network: Network, recipe: Recipe, split: Split, device: str, precision: str):
+    framework: ClassVar[str] = "torch"
+    packages: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "numpy")
+    read_mnist = staticmethod(read_mnist)
+
+    def __init__(
+        self, network: Network, recipe: Recipe, dataset: Dataset, devices: Devices, precision: Precision
+    ):
         configure(precision)
-        self.device = select_device(device)
-        on_gpu = self.device.type == "cuda"
-        self.device_name = torch.cuda.get_device_name(self.device) if on_gpu else "cpu"
-        self.threads = torch.get_num_threads()
+        self.devices = devices
         self.dtype = getattr(torch, PRECISIONS[precision].dtype)
         self.compute_dtype = getattr(torch, PRECISIONS[precision].compute_dtype)
-        self.train_images = torch.from_numpy(pad(split.train_images)).to(self.device)
-        self.train_labels = torch.from_numpy(split.train_labels).to(self.device, torch.int64)
-        self.val_images = torch.from_numpy(pad(split.val_images)).to(self.device)
-        self.val_labels = torch.from_numpy(split.val_labels).to(self.device, torch.int64)
+        self.train_images = torch.from_numpy(pad(dataset.train_images)).to(devices.device)
+        self.train_labels = torch.from_numpy(dataset.train_labels).to(devices.device, torch.int64)
+        self.val_images = torch.from_numpy(pad(dataset.val_images)).to(devices.device)
+        self.val_labels = torch.from_numpy(dataset.val_labels).to(devices.device, torch.int64)
 
-        self.model = ConvNet(network, recipe.dropout).to(self.device, self.dtype)
+        self.model = ConvNet(network, recipe.dropout, devices).to(devices.device, self.dtype)
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         averages = recipe.ema_decay is not None
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if averages else None
@@ -178,11 +167,13 @@ class Trainer:
         )
         on_grid = PRECISIONS[precision].on_grid
         update_fn = partial(update_parameters, self.optimizer, self.model, self.ema, on_grid)
-        if on_gpu:  # without this, the optimizer waits for the GPU to read its learning rate
+        if (
+            devices.device.type == "cuda"
+        ):  # without this, the optimizer waits for the GPU to read its learning rate
             update_fn = compile_if_possible(update_fn)
-        step_fn = partial(train_step, self.optimizer, compile_if_possible(loss_fn), update_fn)
-        steps = steps_per_epoch(recipe, len(split.train_images))
-        self.loop = StepLoop(step_fn, steps, self.dtype, self.device)
+        step_fn = partial(train_step, self.optimizer, devices, compile_if_possible(loss_fn), update_fn)
+        steps = steps_per_epoch(recipe, len(dataset.train_images))
+        self.loop = StepLoop(step_fn, steps, self.dtype, devices.device)
 
     def load(self, tensors: Tensors) -> None:
         """Set the state from canonical tensors."""
@@ -204,9 +195,9 @@ class Trainer:
 
     def train(self, plan: Plan, advance: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
         """Take the plan's steps; returns loss and number of correct predictions of each."""
-        self.loop.load(plan.share(devices.index(), devices.count()))
+        self.loop.load(plan.share(self.devices.index, self.devices.count))
         self.model.train()
-        with devices.raise_if_lost():
+        with self.devices.raise_if_lost():
             for _ in range(plan.steps):
                 self.loop.step()
                 advance(1)
@@ -230,12 +221,9 @@ class Trainer:
         return loss.item(), accuracy.item()
 
 
-FRAMEWORK = Framework("torch", ("torch", "torchvision", "numpy"), Trainer, read_mnist)
-
-
 def main(options: TrainOptions) -> None:
     """Train as the command line says."""
-    devices.run(options, FRAMEWORK)
+    run(options, Trainer)
 
 
 if __name__ == "__main__":

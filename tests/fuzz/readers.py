@@ -18,15 +18,13 @@ import numpy as np
 import onnx
 import pytest
 
-from recipe import data, mnist, report, run
+from recipe import data, run
 from recipe.checkpoint import METRICS, Checkpoint, initial_tensors, load_checkpoint, save_checkpoint
-from recipe.cli import run_command
+from recipe.console import UserError, run_command
 from recipe.data import Dataset
-from recipe.errors import UserError
-from recipe.figures import draw_curves
 from recipe.networks import NETWORKS
-from recipe.options import TrainOptions
 from recipe.recipes import get_recipe
+from recipe.run import TrainOptions, draw_curves
 from tests import fake
 from tests.fuzz import inputs
 
@@ -97,7 +95,7 @@ def only_digits(folder: Path, digits: Dataset) -> Iterator[pytest.MonkeyPatch]:
     """No MNIST anywhere, and these digits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load_digits", lambda: digits)
-        patch.setattr(mnist, "urlopen", _offline)  # `check_reachable` asks first
+        patch.setattr(data, "urlopen", _offline)  # `check_reachable` asks first
         patch.setenv("LOCKSTEP_CACHE", str(folder / "cache"))
         patch.delenv("MNIST_DIR", raising=False)
         yield patch
@@ -118,11 +116,11 @@ def _written(path: Path, content: bytes) -> Path:
 def idx(folder: Path) -> Reader:
     """MNIST's original files, plain and gzipped."""
     content = bytes([0, 0, 8, 1, 0, 0, 3, 232]) + bytes(Random(0).choices(range(10), k=1000))
-    original = mnist.Original("labels", (1000,), hashlib.sha256(content).hexdigest(), 0, "", "")
+    original = data.Original("labels", (1000,), hashlib.sha256(content).hexdigest(), 0, "", "")
     bomb = gzip.compress(bytes(BOMB_BYTES), 9)
     return Reader(
         lambda rng: inputs.faulty_idx(rng, content, bomb),
-        lambda content: mnist.read_original(_written(folder / "labels", content), original),
+        lambda content: data.read_original(_written(folder / "labels", content), original),
     )
 
 
@@ -133,7 +131,7 @@ def cache(folder: Path) -> Reader:
         name: rng.integers(0, 10, shape).astype(np.uint8)
         for name, shape in zip(data.ARRAYS, SHAPES, strict=True)
     }
-    originals = tuple(mnist.Original(name, array.shape, "", 0, "", "") for name, array in arrays.items())
+    originals = tuple(data.Original(name, array.shape, "", 0, "", "") for name, array in arrays.items())
     fingerprint = Dataset("mnist", **arrays).fingerprint
     bomb = bytes(2**22)  # a larger one takes minutes to make; test_fuzz.py has one
 
@@ -180,8 +178,8 @@ def resume(folder: Path) -> Reader:
                 load_images(checkpoint, None)
             finally:  # a refusal by export says nothing about resuming
                 run.prepare(TrainOptions(resume=path), fake.FRAMEWORK)
-        report.epoch_line(checkpoint.metrics[-1], 2)
-        report.summary(checkpoint.metrics, 1, "digits", 0.0)
+        run.epoch_line(checkpoint.metrics[-1], 2)
+        run.summary(checkpoint.metrics, 1, "digits", 0.0)
         if len(content) % 50 == 0:  # it takes half a second
             draw_curves(checkpoint)
 

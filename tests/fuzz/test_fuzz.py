@@ -17,9 +17,9 @@ from onnx import TensorProto, helper
 from safetensors.numpy import save
 
 from export.structure import read_model
-from recipe import data, mnist
+from recipe import data
 from recipe.checkpoint import MAX_HEADER_BYTES, load_checkpoint, save_checkpoint
-from recipe.errors import UserError
+from recipe.console import UserError
 from tests.fuzz import inputs
 from tests.fuzz.readers import READERS, make_checkpoint, make_onnx
 from tests.fuzz.worker import try_inputs
@@ -49,7 +49,7 @@ PROGRAM = """
 import sys
 from tests.fuzz import worker
 from tests.fuzz.readers import READERS, Reader
-from recipe.errors import UserError
+from recipe.console import UserError
 
 def read(number):
     match sys.argv[1]:
@@ -205,7 +205,7 @@ def test_a_gzip_bomb_is_not_unpacked(layers, tmp_path):
     bomb = gzip.compress(bytes(2**28), 1)
     path.write_bytes(bomb if layers == 1 else gzip.compress(bomb, 1))
     with little_memory(), pytest.raises(UserError, match=r"altered|truncated"):
-        mnist.read_original(path, mnist.ORIGINALS[3])
+        data.read_original(path, data.ORIGINALS[3])
 
 
 # ---------------------------------------------------------------------------- ONNX files that found a mistake

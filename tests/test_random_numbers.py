@@ -11,7 +11,7 @@ from scipy import stats
 
 import jax_impl.model
 import torch_impl.model
-from recipe import chance
+from recipe import random_numbers
 from recipe.networks import get_network
 from recipe.recipes import Recipe
 
@@ -21,26 +21,26 @@ FLAT = Recipe("flat", epochs=1, batch=1, lr=0.1)
 
 def masks(rate: float, steps: int, elements: int, seed: int = 0) -> np.ndarray:
     """Boolean (steps, layers, elements)."""
-    keys = chance.epoch_dropout_keys(NETWORK, seed, 0, steps)
+    keys = random_numbers.epoch_dropout_keys(NETWORK, seed, 0, steps)
     element = np.arange(elements, dtype=np.int32)
-    return np.stack([[chance.keep_mask(element, key, rate) for key in step] for step in keys])
+    return np.stack([[random_numbers.keep_mask(element, key, rate) for key in step] for step in keys])
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.5])
 def test_dropout_bits_are_equal_in_numpy_torch_and_jax(rate):
-    keys = chance.epoch_dropout_keys(NETWORK, 3, 1, 2)[1]
+    keys = random_numbers.epoch_dropout_keys(NETWORK, 3, 1, 2)[1]
     element = np.arange(128 * 16 * 28 * 28, dtype=np.int32)
     for key in keys:
-        expected = chance.keep_mask(element, key, rate)
-        in_torch = chance.keep_mask(torch.from_numpy(element), torch.from_numpy(key), rate)
-        in_jax = chance.keep_mask(jnp.asarray(element), jnp.asarray(key), rate)
+        expected = random_numbers.keep_mask(element, key, rate)
+        in_torch = random_numbers.keep_mask(torch.from_numpy(element), torch.from_numpy(key), rate)
+        in_jax = random_numbers.keep_mask(jnp.asarray(element), jnp.asarray(key), rate)
         np.testing.assert_array_equal(in_torch.numpy(), expected)
         np.testing.assert_array_equal(np.asarray(in_jax), expected)
 
 
 def test_dropout_layers_drop_the_same_elements(rng):
     x = rng.normal(size=(4, 3, 5, 6)).astype(np.float32)  # NCHW
-    key = chance.epoch_dropout_keys(NETWORK, 0, 0, 1)[0, 0]
+    key = random_numbers.epoch_dropout_keys(NETWORK, 0, 0, 1)[0, 0]
     element, flax_element = (twin.model.number_elements(x.shape[1:]) for twin in (torch_impl, jax_impl))
     ours = torch_impl.model.drop(torch.from_numpy(x), 0.3, torch.from_numpy(key), element).numpy()
     theirs = jax_impl.model.drop(jnp.asarray(x.transpose(0, 2, 3, 1)), 0.3, jnp.asarray(key), flax_element)
@@ -103,42 +103,42 @@ def test_dropout_patterns_of_eight_elements_are_equally_likely():
 
 def test_dropout_depends_on_every_bit_of_key_and_element():
     element = np.arange(100_000, dtype=np.int32)
-    key = chance.epoch_dropout_keys(NETWORK, 0, 0, 1)[0, 0]
-    base = chance.keep_mask(element, key, 0.5)
+    key = random_numbers.epoch_dropout_keys(NETWORK, 0, 0, 1)[0, 0]
+    base = random_numbers.keep_mask(element, key, 0.5)
     for word in (0, 1):
         for bit in range(32):
             other = key.copy()
             other[word] ^= np.array(1 << bit, np.uint32).astype(np.int32)
-            changed = (chance.keep_mask(element, other, 0.5) != base).mean()
+            changed = (random_numbers.keep_mask(element, other, 0.5) != base).mean()
             assert changed == pytest.approx(0.5, abs=0.02), (word, bit)  # the second word's top bits: 0.49
 
 
 def test_seeds_differ_and_draws_are_pinned():
     assert not np.array_equal(masks(0.3, 1, 1000, seed=0), masks(0.3, 1, 1000, seed=1))
     # These bits are a promise: a checkpoint must be resumable, a result repeatable, in later versions.
-    order = chance.epoch_order(0, 0, 10)
-    weights = chance.initial_weights(NETWORK, 0)["conv1.weight"].ravel()[:2]
-    keys = chance.epoch_dropout_keys(NETWORK, 0, 0, 1)[0, 0]
+    order = random_numbers.epoch_order(0, 0, 10)
+    weights = random_numbers.initial_weights(NETWORK, 0)["conv1.weight"].ravel()[:2]
+    keys = random_numbers.epoch_dropout_keys(NETWORK, 0, 0, 1)[0, 0]
     ranges = dataclasses.replace(FLAT, rotation=9.0, shift=1.5, scale=0.07, shear=3.0)
-    affine = chance.epoch_affine(ranges, 0, 0, 1)[0]
-    kept = chance.keep_mask(np.arange(16, dtype=np.int32), keys, 0.5)
+    affine = random_numbers.epoch_affine(ranges, 0, 0, 1)[0]
+    kept = random_numbers.keep_mask(np.arange(16, dtype=np.int32), keys, 0.5)
     assert order.tolist() == [5, 7, 1, 2, 9, 6, 0, 3, 8, 4]
     assert weights.tolist() == [-0.06003181960778736, 0.09745423708265404]
     assert keys.tolist() == [1374359994, -308434446]
     assert "".join(str(int(bit)) for bit in kept) == "1100011111111011"
     assert affine.tolist() == [62057, 2506, -65900, -1922, 62039, 93984]
-    many = chance.keep_mask(np.arange(-50_000, 50_000, dtype=np.int32), keys, 0.3)
+    many = random_numbers.keep_mask(np.arange(-50_000, 50_000, dtype=np.int32), keys, 0.3)
     assert hashlib.sha256(np.packbits(many)).hexdigest()[:16] == "d5a79046a94f9af7"
 
 
 def test_order_is_a_permutation_and_differs_by_epoch():
-    orders = [chance.epoch_order(5, epoch, 1000) for epoch in range(3)]
+    orders = [random_numbers.epoch_order(5, epoch, 1000) for epoch in range(3)]
     for order in orders:
         assert order.dtype == np.int32
         np.testing.assert_array_equal(np.sort(order), np.arange(1000))
     assert not np.array_equal(orders[0], orders[1])
     # Each image is equally likely to come at any position: the sum of squared displacements is as expected.
-    positions = np.stack([np.argsort(chance.epoch_order(0, epoch, 100)) for epoch in range(2000)])
+    positions = np.stack([np.argsort(random_numbers.epoch_order(0, epoch, 100)) for epoch in range(2000)])
     expected = np.full((100, 100), 2000 / 100)
     counts = np.stack([np.bincount(positions[:, image], minlength=100) for image in range(100)])
     statistic = ((counts - expected) ** 2 / expected).sum()
@@ -148,7 +148,7 @@ def test_order_is_a_permutation_and_differs_by_epoch():
 def test_initial_weights_follow_pytorchs_default(network):
     torch.manual_seed(0)
     theirs = torch_impl.model.ConvNet(network, 0.0).state_dict()
-    ours = chance.initial_weights(network, 0)
+    ours = random_numbers.initial_weights(network, 0)
     for name, tensor in ours.items():
         other = theirs[name].numpy()
         assert tensor.shape == other.shape
@@ -163,7 +163,7 @@ def test_initial_weights_follow_pytorchs_default(network):
 
 def test_affine_maps_stay_in_their_ranges():
     recipe = dataclasses.replace(FLAT, rotation=8.0, shift=1.5, scale=0.07, shear=3.0)
-    a, b, c, d, e, f = chance.epoch_affine(recipe, 0, 0, 10_000).T / 2**16
+    a, b, c, d, e, f = random_numbers.epoch_affine(recipe, 0, 0, 10_000).T / 2**16
     determinant = a * e - b * d
     zoom = 1 / np.sqrt(determinant)
     assert 0.925 < zoom.min() < 0.94
@@ -179,7 +179,7 @@ def test_affine_maps_stay_in_their_ranges():
 
 
 def test_nothing_drawn_means_nothing_moved():
-    affine = chance.epoch_affine(FLAT, 0, 0, 3)
+    affine = random_numbers.epoch_affine(FLAT, 0, 0, 3)
     np.testing.assert_array_equal(affine, np.tile(np.array([1, 0, 0, 0, 1, 0]) << 16, (3, 1)))
 
 
@@ -188,9 +188,9 @@ def test_augmentation_shrinks_to_its_last_epoch():
     shrinking = dataclasses.replace(recipe, final_augmentation=0.5)
     for epoch, factor in enumerate((1, 0.875, 0.75, 0.625, 0.5)):
         ranges = {name: factor * getattr(recipe, name) for name in ("rotation", "shift", "scale", "shear")}
-        expected = chance.epoch_affine(dataclasses.replace(recipe, **ranges), 3, epoch, 1000)
-        np.testing.assert_array_equal(chance.epoch_affine(shrinking, 3, epoch, 1000), expected)
+        expected = random_numbers.epoch_affine(dataclasses.replace(recipe, **ranges), 3, epoch, 1000)
+        np.testing.assert_array_equal(random_numbers.epoch_affine(shrinking, 3, epoch, 1000), expected)
     one_epoch = dataclasses.replace(shrinking, epochs=1)
     np.testing.assert_array_equal(
-        chance.epoch_affine(one_epoch, 3, 0, 9), chance.epoch_affine(recipe, 3, 0, 9)
+        random_numbers.epoch_affine(one_epoch, 3, 0, 9), random_numbers.epoch_affine(recipe, 3, 0, 9)
     )

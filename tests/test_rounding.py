@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from recipe.checkpoint import initial_tensors, load_checkpoint, state_digest
-from recipe.grid import MOMENTUM, STATE, round_to_grid
 from recipe.networks import get_network
 from recipe.plan import make_plans, steps_per_epoch
 from recipe.recipes import get_recipe
+from recipe.rounding import MOMENTUM, STATE, round_to_grid
 from tests.helpers import BITWISE, DIGEST, FRAMEWORKS, ROOT, train_digits
 
 

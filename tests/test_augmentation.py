@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from recipe import chance
+from recipe import random_numbers
+from recipe.augmentation import SIDE, UNIT, crop, pad, warp
 from recipe.recipes import Recipe
-from recipe.warp import SIDE, UNIT, crop, pad, warp
 
 RECIPE = Recipe("wide", epochs=1, batch=1, lr=0.1, rotation=20.0, shift=4.0, scale=0.2, shear=10.0)
 SIDE_RANGE = np.arange(SIDE, dtype=np.int32)
@@ -20,7 +20,7 @@ def in_numpy(images, affine, indices):
 
 def test_three_libraries_give_the_same_bits(rng):
     images = rng.integers(0, 256, (50, 28, 28), np.uint8)
-    affine, indices = chance.epoch_affine(RECIPE, 0, 0, 200), rng.integers(0, 50, 200, np.int32)
+    affine, indices = random_numbers.epoch_affine(RECIPE, 0, 0, 200), rng.integers(0, 50, 200, np.int32)
     expected = in_numpy(images, affine, indices)
     assert expected.dtype == np.int32
     arguments = (pad(images), affine, indices[:, None, None], SIDE_RANGE[:, None], SIDE_RANGE)
@@ -30,7 +30,7 @@ def test_three_libraries_give_the_same_bits(rng):
 
 def test_it_is_a_bilinear_warp(digits):
     images = digits.train_images[:100]
-    affine = chance.epoch_affine(RECIPE, 0, 0, 100)
+    affine = random_numbers.epoch_affine(RECIPE, 0, 0, 100)
     ours = in_numpy(images, affine, np.arange(100, dtype=np.int32)) / UNIT
     for image, row, ours_one in zip(images, affine / 2**16, ours, strict=True):
         a, b, c, d, e, f = row

@@ -3,8 +3,6 @@
 The processes import this module, so nothing heavy is imported before it is needed.
 """
 
-import importlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.inference.runtimes import RUNTIMES, Predict
 from benchmarks.workers import time_calls, warm_up
+from recipe.data import MEAN, STD
+
+Predict = Callable[[np.ndarray], np.ndarray]  # images float32 (N, 1, 28, 28) in 0..1 -> logits (N, 10)
+TORCH_EXPORT = "torch.onnx.export"
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,9 @@ class Contender:
     """One row of the table."""
 
     label: str
-    engine: str  # a key of ENGINES
+    load: Callable[["Contender", int], Predict]  # with this many threads
     model: Path  # ONNX file
     checkpoint: Path  # with the same weights
-    spinning: bool = True  # of ONNX Runtime's threads, see the command's option
 
 
 def load_onnxruntime(contender: Contender, threads: int) -> Predict:
@@ -33,7 +33,6 @@ def load_onnxruntime(contender: Contender, threads: int) -> Predict:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(contender.spinning)))
     session = onnxruntime.InferenceSession(contender.model, options, providers=["CPUExecutionProvider"])
     image, logits = session.get_inputs()[0].name, session.get_outputs()[0].name
     return lambda images: np.asarray(session.run([logits], {image: images})[0])
@@ -43,7 +42,6 @@ def normalised(checkpoint: Path) -> Any:
     """The trained network in PyTorch, behind the normalisation that the ONNX file does too."""
     import torch
 
-    from recipe.data import MEAN, STD
     from torch_impl.model import load_model
 
     class Normalised(torch.nn.Module):
@@ -73,11 +71,6 @@ def load_torch_eager(contender: Contender, threads: int, compiled: bool = False)
     return predict
 
 
-def load_runtime(contender: Contender, threads: int) -> Predict:
-    """One of `RUNTIMES` on the file."""
-    return RUNTIMES[contender.engine][2](contender.model, threads)
-
-
 def load_torch_compile(contender: Contender, threads: int) -> Predict:
     """PyTorch, compiled for each batch size."""
     return load_torch_eager(contender, threads, compiled=True)
@@ -88,7 +81,6 @@ def load_jax(contender: Contender, threads: int) -> Predict:
     import jax
 
     from jax_impl.model import load_model
-    from recipe.data import MEAN, STD
 
     model = load_model(contender.checkpoint)
 
@@ -129,61 +121,6 @@ def load_openvino_bf16(contender: Contender, threads: int) -> Predict:
     return load_openvino(contender, threads, "bf16")
 
 
-# For each engine, the modules whose import is timed apart from loading, and the function that loads it.
-ENGINES: dict[str, tuple[tuple[str, ...], Callable[[Contender, int], Predict]]] = {
-    "onnxruntime": (("onnxruntime",), load_onnxruntime),
-    "torch-eager": (("torch", "torch_impl.model"), load_torch_eager),
-    "torch-compile": (("torch", "torch_impl.model"), load_torch_compile),
-    "jax-jit": (("jax", "jax_impl.model"), load_jax),
-    "openvino-f32": (("openvino",), load_openvino),
-    "openvino-bf16": (("openvino",), load_openvino_bf16),
-    **{name: ((module,), load_runtime) for name, (_, module, _) in RUNTIMES.items()},
-}
-
-
-class Engine:
-    """An engine in a process of its own, loaded; `benchmarks.workers.Worker` calls its methods.
-
-    Args:
-        contender: what to load.
-        threads: how many it may use.
-        images: float32 (N, 1, 28, 28) in 0..1.
-        batch: images in the first call.
-    """
-
-    def __init__(self, contender: Contender, threads: int, images: np.ndarray, batch: int):
-        self.images = images
-        modules, load = ENGINES[contender.engine]
-        begun = time.perf_counter()
-        for module in modules:
-            importlib.import_module(module)
-        imported = time.perf_counter()
-        self.predict = load(contender, threads)
-        loaded = time.perf_counter()
-        self.predict(np.ascontiguousarray(images[:batch]))
-        called = time.perf_counter()
-        self.start_ms = [1e3 * (imported - begun), 1e3 * (loaded - imported), 1e3 * (called - loaded)]
-
-    def start(self) -> list[float]:
-        """Milliseconds to import the modules, to load the model, and of the first call."""
-        return self.start_ms
-
-    def time_batch(self, batch: int, seconds: float) -> tuple[np.ndarray, bool]:
-        """Latencies of calls in nanoseconds, int64, and whether they settled in the warm-up."""
-        images = np.ascontiguousarray(np.resize(self.images, (batch, *self.images.shape[1:])))
-        self.predict(images)  # may compile, which is not part of the warm-up
-        settled = warm_up(lambda: self.predict(images))
-        return time_calls(lambda: self.predict(images), seconds), settled
-
-    def logits(self, batch: int) -> np.ndarray:
-        """Logits of all images, in calls of exactly ``batch``; first images fill up the last call."""
-        count = len(self.images)
-        padded = np.resize(self.images, (-(-count // batch) * batch, *self.images.shape[1:]))
-        # Copied, because an engine may return a buffer that the next call overwrites.
-        parts = [np.array(self.predict(padded[at : at + batch])) for at in range(0, len(padded), batch)]
-        return np.concatenate(parts)[:count]
-
-
 def export_with_torch(checkpoint: Path, out: Path) -> None:
     """Write what PyTorch's own exporter makes of the network, in one file."""
     import torch
@@ -199,3 +136,44 @@ def export_with_torch(checkpoint: Path, out: Path) -> None:
         external_data=False,
         verbose=False,
     )
+
+
+# For each engine the module that it needs, and the function that loads it.
+ENGINES: dict[str, tuple[str, Callable[[Contender, int], Predict]]] = {
+    "onnxruntime": ("onnxruntime", load_onnxruntime),
+    "onnxruntime int8": ("onnxruntime", load_onnxruntime),
+    "torch-eager": ("torch", load_torch_eager),
+    "torch-compile": ("torch", load_torch_compile),
+    "jax-jit": ("jax", load_jax),
+    "openvino-f32": ("openvino", load_openvino),
+    "openvino-bf16": ("openvino", load_openvino_bf16),
+    TORCH_EXPORT: ("onnxruntime", load_onnxruntime),
+}
+
+
+class Engine:
+    """An engine in a process of its own, loaded; `benchmarks.workers.Worker` calls its methods.
+
+    Args:
+        contender: what to load.
+        threads: how many it may use.
+        images: float32 (N, 1, 28, 28) in 0..1.
+    """
+
+    def __init__(self, contender: Contender, threads: int, images: np.ndarray):
+        self.images, self.predict = images, contender.load(contender, threads)
+
+    def time_batch(self, batch: int, seconds: float) -> tuple[np.ndarray, bool]:
+        """Latencies of calls in nanoseconds, int64, and True if they settled in the warm-up."""
+        images = np.ascontiguousarray(np.resize(self.images, (batch, *self.images.shape[1:])))
+        self.predict(images)  # may compile, which is not part of the warm-up
+        settled = warm_up(lambda: self.predict(images))
+        return time_calls(lambda: self.predict(images), seconds), settled
+
+    def logits(self, batch: int) -> np.ndarray:
+        """Logits of all images, in calls of exactly ``batch``; first images fill up the last call."""
+        count = len(self.images)
+        padded = np.resize(self.images, (-(-count // batch) * batch, *self.images.shape[1:]))
+        # Copied, because an engine may return a buffer that the next call overwrites.
+        parts = [np.array(self.predict(padded[at : at + batch])) for at in range(0, len(padded), batch)]
+        return np.concatenate(parts)[:count]

@@ -29,7 +29,7 @@ def warp(padded: Array, affine: Array, index: Array, row: Array, column: Array) 
 
     Args:
         padded: images from `pad`, of an integer type whose product with an int32 is at least int32.
-        affine: int32 (N, 6) in units of 2**-16, see `recipe.chance.epoch_affine`.
+        affine: int32 (N, 6) in units of 2**-16, see `recipe.random_numbers.epoch_affine`.
         index: int32 (N, 1, 1), position of each source image in ``padded``.
         row: int32 (28, 1), the target rows 0..27.
         column: int32 (28,), the target columns 0..27.

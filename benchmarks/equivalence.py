@@ -1,10 +1,12 @@
 """Equivalence of two frameworks' accuracies: two one-sided t-tests on pairs of runs that share a seed."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+
+from benchmarks.record import Row
 
 LEVEL = 0.05  # of each one-sided test
 MARGIN = 0.05  # percentage points of mean accuracy that count as no difference
@@ -49,24 +51,9 @@ def pairs_needed(mean: float, std: float, margin: float) -> int | None:
     return int(enough[0]) if len(enough) else None
 
 
-def compare_frameworks(rows: Sequence[dict[str, Any]]) -> Equivalence | None:
+def compare_frameworks(rows: Sequence[Row]) -> Equivalence | None:
     """PyTorch minus Flax in percentage points, over the seeds that both have; None with fewer than two."""
     finals = {(row["framework"], row["seed"]): 100 * row["final"] for row in rows}
     seeds = sorted(seed for framework, seed in finals if framework == "torch" and ("jax", seed) in finals)
     differences = np.array([finals["torch", seed] - finals["jax", seed] for seed in seeds])
     return compare_pairs(differences, MARGIN) if len(seeds) >= 2 else None
-
-
-def describe(result: Equivalence | None) -> str:
-    """The result of `compare_frameworks` in a sentence or two."""
-    if result is None:
-        return "Equivalence: at least two seeds in both frameworks are needed."
-    verdict = "Equivalent" if result.equivalent else "Not shown to be equivalent"
-    text = (
-        f"{verdict} within {MARGIN} points: PyTorch - Flax {result.mean:+.3f} points, 90 % interval "
-        f"{result.low:+.3f} to {result.high:+.3f}, {result.pairs} pairs, p = {result.p:.2g}."
-    )
-    needed = pairs_needed(result.mean, result.std, MARGIN)
-    if not result.equivalent and needed:
-        text += f" With this mean and deviation {needed} pairs would be enough."
-    return text

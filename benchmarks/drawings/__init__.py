@@ -1,1 +1,0 @@
-"""Digits drawn on the page of demo/, as a hand would: ``python -m benchmarks.drawings --help``."""

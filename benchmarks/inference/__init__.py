@@ -1,1 +1,0 @@
-"""Latency of an exported file in ONNX Runtime, against the frameworks and OpenVINO."""

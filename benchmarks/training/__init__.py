@@ -1,1 +1,0 @@
-"""Training speed in both frameworks, against scripts as people write them."""
