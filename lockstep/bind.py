@@ -10,12 +10,13 @@ from functools import cache
 
 import numpy as np
 
-from lockstep.trace import Binding, Leaf, Site, Trace
+from lockstep.trace import Binding, Leaf, Node, Site, Trace
 from lockstep.values import NEAR, close, fingerprint, permutations, same_order
 
 ROLES = {"select_n": "where", "integer_pow": "pow", "square": "pow", "add_any": "add", "concatenate": "cat"}
 EXCHANGEABLE = ({"mul", "div"}, {"add", "sub"})
-WORDS = {"q": "query", "k": "key", "v": "value", "o": "out", "wq": "query", "wk": "key", "wv": "value", "wo": "out"}
+WORDS = {"q": "query", "k": "key", "v": "value", "o": "out"}
+WORDS |= {f"w{letter}": word for letter, word in WORDS.items()}
 OWN = {"weight", "kernel", "scale", "embedding", "bias", "value", "mean", "var", "running"}
 COLLECTIONS = {"params", "batch_stats", "cell"}
 OPERAND, SIZE, ORDER, BEHIND = 4.0, 0.7, 0.03, 0.3  # what counts how much: an equal operand most
@@ -24,7 +25,8 @@ OPERAND, SIZE, ORDER, BEHIND = 4.0, 0.7, 0.03, 0.3  # what counts how much: an e
 @cache
 def parts(name: str) -> tuple[tuple[str, ...], str]:
     """The words of a leaf's path, and its own name: ``layers.0.q_proj.weight`` has (layers, 0, query, proj)."""
-    words = [WORDS.get(w, w) for w in re.findall(r"[a-z]+|\d+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())]
+    apart = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+    words = [WORDS.get(word, word) for word in re.findall(r"[a-z]+|\d+", apart)]
     own = words.pop() if words and words[-1] in OWN else ""
     while words and (words[-1] in OWN - {"value", "embedding"}):
         words.pop()
@@ -85,7 +87,9 @@ class Binder:
                     continue
                 order = same_order(table.reshape(theirs.shape), numbers.reshape(mine.shape), NEAR)
                 if order is not None:
-                    ids = np.squeeze(np.arange(theirs.start, theirs.stop).reshape(theirs.shape)).transpose(order)
+                    ids = np.squeeze(np.arange(theirs.start, theirs.stop).reshape(theirs.shape)).transpose(
+                        order
+                    )
                     self._take(np.arange(mine.start, mine.stop), ids, theirs.name, "the same numbers")
                     break
 
@@ -186,11 +190,9 @@ class Binder:
         return True
 
     def _bind_whole(self, site: Site, other: Site) -> bool:
-        ids = other.ids
-        if site.role not in ("conv", "contract") and ids.shape != site.ids.shape or ids.ndim > 1:
-            ids = self._arrange(site, other)
-            if ids is None:
-                return False
+        ids = self._arrange(site, other)
+        if ids is None:
+            return False
         self._bound(site, other)
         self._take(site.ids, ids, other.name, "by its use")
         self.last = other.order + 1
@@ -235,7 +237,8 @@ class Binder:
             self.kept[mine.start : mine.stop] = True
             return
         ids = np.arange(best.start, best.stop).reshape(best.shape)
-        if ids.ndim == 2 and ids.shape[::-1] == mine.shape and (mine.name.endswith("kernel") or ids.shape != mine.shape):
+        turned = mine.name.endswith("kernel") or ids.shape != mine.shape
+        if ids.ndim == 2 and ids.shape[::-1] == mine.shape and turned:
             ids = ids.T
         else:
             ids = np.squeeze(ids)
@@ -251,7 +254,11 @@ class Binder:
         self.port.weights[mine] = self.reference.weights[theirs]
         self.numbers[mine] = theirs
         self.taken[theirs] = True
-        for leaf in {self.reference.leaf(int(i)).start: self.reference.leaf(int(i)) for i in theirs[:: max(1, theirs.size // 64)]}.values():
+        starts = [leaf.start for leaf in self.reference.leaves]
+        for index in np.unique(
+            np.searchsorted(starts, theirs[:: max(1, theirs.size // 64)], side="right") - 1
+        ):
+            leaf = self.reference.leaves[index]
             self.counts[leaf.start] = int(self.taken[leaf.start : leaf.stop].sum())
         self.result.names.append((self.port.leaf(int(mine[0])).name, name, why))
 
@@ -286,5 +293,5 @@ def _fits(site: Site, other: Site) -> bool:
     return site.ids.size == other.ids.size
 
 
-def _same_value(a, b) -> bool:
+def _same_value(a: Node, b: Node) -> bool:
     return a.fingerprint is not None and b.fingerprint is not None and close(a.fingerprint, b.fingerprint)
