@@ -374,9 +374,8 @@ class TorchModel:
         reference: Trace | None = None,
         weights: np.ndarray | None = None,
         replace: Mapping[int, np.ndarray] | None = None,
-        edits: Mapping[int, Edit] | None = None,
     ) -> Trace:
-        """See `Model.trace`; edits are not supported."""
+        """See `Model.trace`."""
         module = copy.deepcopy(self.module)
         recorder = Recorder("PyTorch", reference, weights, replace)
         tracer = Tracer(recorder, self.narrowest)
@@ -419,9 +418,20 @@ class TorchModel:
         trace.versions = {name: version(name) for name in ("torch", "numpy")}
         return recorder.finish()
 
-    def gradients(
-        self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray], nodes: tuple[int, ...] = ()
-    ) -> Gradients:
+    def replay(
+        self,
+        trace: Trace,
+        changed: Mapping[int, np.ndarray],
+        edits: Mapping[int, Edit] | None = None,
+        until: int | None = None,
+    ) -> dict[int, np.ndarray]:
+        """See `Model.replay`: by a whole run; edits are not supported."""
+        if edits:
+            return {}
+        values = self.trace(trace, trace.weights, changed).values
+        return {i: x for i, x in values.items() if until is None or i <= until}
+
+    def gradients(self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray]) -> Gradients:
         """See `Model.gradients`."""
         module = copy.deepcopy(self.module)
         self._load(module, weights)
