@@ -51,7 +51,9 @@ class Place:
 
     def lines(self) -> list[str]:
         """What is computed, and each line of the user's code with its text."""
-        what = " ".join(filter(None, [self.op, f"of {self.module}" if self.module else "", _shape(self.shape)]))
+        what = " ".join(
+            filter(None, [self.op, f"of {self.module}" if self.module else "", _shape(self.shape)])
+        )
         found = [what]
         for index, (file, number) in enumerate(self.sources[:3]):
             text = linecache.getline(file, number).strip()

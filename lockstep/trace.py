@@ -1,7 +1,7 @@
 """A model's run as data: operations, what flows between them, and where its weights are used.
 
-A `Trace` holds NumPy arrays, strings and numbers only, so it can be written to a file and compared later, without
-the model or its framework. What needs the model itself, a second run or gradients, is behind `Model`.
+A `Trace` holds NumPy arrays, strings and numbers only, so it can be written to a file and compared later,
+without the model or its framework. What needs the model, a second run or gradients, is behind `Model`.
 """
 
 from collections.abc import Callable, Mapping
@@ -53,8 +53,8 @@ class Site:
     """The first operation that consumes numbers of leaves, after they were moved at most.
 
     ``ids`` says which numbers of `Trace.weights`, in a form that is the same in every framework:
-    (batch, contracted, columns) of a ``contract``, (outputs, inputs, *window) of a ``conv``, (1, rows, features)
-    of a ``gather``, else without axes of size one and axes along which they repeat.
+    (batch, contracted, columns) of a ``contract``, (outputs, inputs, *window) of a ``conv``, (1, rows,
+    features) of a ``gather``, else without axes of size one and axes along which they repeat.
     """
 
     order: int
@@ -65,6 +65,16 @@ class Site:
     name: str  # of the leaf that the first number belongs to
     bias: "int | None" = None  # of a contraction: the site that adds to its result
     columns: list[tuple[int, int]] = field(default_factory=list)  # (site, column) of the reference, by column
+
+
+@dataclass
+class Binding:
+    """Which numbers of the reference's weights are the port's."""
+
+    numbers: np.ndarray  # for each of the port's `Trace.weights` the reference's; -1: not bound
+    sites: dict[int, int] = field(default_factory=dict)  # the port's site to the reference's
+    names: list[tuple[str, str, str]] = field(default_factory=list)  # port's leaf, reference's, and why
+    unbound: list[str] = field(default_factory=list)  # leaves of the port that keep their own numbers
 
 
 @dataclass
@@ -95,12 +105,14 @@ class Trace:
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0))  # every leaf's numbers, as used
     given: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the same as the model had them
     outputs: dict[str, int] = field(default_factory=dict)  # label, such as [0] or ['logits'], to node
+    calls: list[tuple[str, int]] = field(default_factory=list)  # module's path and its output's node
     state: dict[str, int] = field(default_factory=dict)  # leaves that the pass changed: name to node after
     values: dict[int, np.ndarray] = field(default_factory=dict)  # of nodes up to `KEPT` numbers
     notes: list[str] = field(default_factory=list)
     scalars: list[float] = field(default_factory=list)  # numbers that the model's code names
     training: bool | None = None  # the model's mode, where it has one
     loss: int | None = None  # node of the loss, if one was given
+    binding: Binding | None = None  # to the reference, if the trace was made against one
     versions: dict[str, str] = field(default_factory=dict)
 
     def leaf(self, number: int) -> Leaf:
