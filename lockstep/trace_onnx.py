@@ -194,7 +194,7 @@ def _split(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Weights and constants.
 
-    Exporters keep equal arrays once, such as all zeros: each use gets its own again. A weight without the name
+    Exporters keep equal arrays, such as all zeros: each use gets its own again. A weight without the name
     of a parameter gets that of the module that uses it.
     """
     settings = {name for node in nodes if node.op_type in SETTINGS for name in node.input}
