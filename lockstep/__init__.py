@@ -6,7 +6,7 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     """What is imported where it is used first, so that ``import lockstep`` takes no framework."""
     if name == "compare":
-        from lockstep.compare import compare
+        from lockstep.comparison import compare
 
         return compare
     if name in ("function", "linen"):

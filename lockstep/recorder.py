@@ -57,6 +57,7 @@ class Recorder:
         found, parts, at = [], [], 0
         for name, array, trainable, constant in leaves:
             node = self._node(name, "parameter", (), array, module=name)
+            node.weighted = node.weighted and not constant
             ids = None
             if array.dtype.kind in "fc":
                 stop = at + array.size
@@ -64,7 +65,8 @@ class Recorder:
                 ids = np.arange(at, stop, dtype=np.int32).reshape(array.shape)
                 parts.append(array.ravel())
                 at = stop
-            found.append(Operand(array, node.id, ids))
+            other = self.replace.get(node.id)
+            found.append(Operand(array, node.id, ids) if other is None else Operand(other, node.id))
         trace = self.trace
         trace.given = np.concatenate(parts) if parts else np.zeros(0)
         trace.weights = trace.given

@@ -39,6 +39,7 @@ class Place:
     module: str = ""
     shape: tuple[int, ...] = ()
     sources: tuple[Source, ...] = ()  # innermost first
+    takes: tuple[Source, ...] = ()  # lines on which its operands were made, where they are others
 
     def to_json(self) -> dict[str, Any]:
         """Files without folders, so that it says the same on every machine."""
@@ -46,7 +47,7 @@ class Place:
             "op": self.op,
             "module": self.module,
             "shape": list(self.shape),
-            "sources": [[PurePath(file).name, line] for file, line in self.sources],
+            "sources": [[PurePath(file).name, line] for file, line in (*self.sources, *self.takes)],
         }
 
     def lines(self) -> list[str]:
@@ -55,9 +56,9 @@ class Place:
             filter(None, [self.op, f"of {self.module}" if self.module else "", _shape(self.shape)])
         )
         found = [what]
-        for index, (file, number) in enumerate(self.sources[:3]):
+        shown = [("<- " if i else "", line) for i, line in enumerate(self.sources[:3])]
+        for arrow, (file, number) in [*shown, *(("takes ", line) for line in self.takes)]:
             text = linecache.getline(file, number).strip()
-            arrow = "<- " if index else ""
             found.append(f"{arrow}{PurePath(file).name}:{number}" + (f": {text}" if text else ""))
         return found
 

@@ -52,8 +52,9 @@ def widen(x: np.ndarray) -> np.ndarray:
 class Interpreter:
     """Evaluate a jaxpr with NumPy where it can, and record every equation."""
 
-    def __init__(self, recorder: Recorder, edits: Mapping[int, Edit], lines: dict[int, tuple], narrowest: int):
-        self.recorder, self.edits, self.lines, self.narrowest = recorder, edits, lines, narrowest
+    def __init__(self, recorder: Recorder, model: "JaxModel", edits: Mapping[int, Edit]):
+        self.recorder, self.edits, self.lines = recorder, edits, model.lines
+        self.narrowest, self.exact = model.narrowest, model.exact
         self.notes: set[str] = set()
         self.calls: list[tuple[tuple[Source, ...], bool]] = []  # lines of the calls around; of the library?
         self.names: list[str] = []  # of the jitted functions around
@@ -190,6 +191,9 @@ class Interpreter:
         shown = {k: v for k, v in ((k, _plain(v)) for k, v in params.items()) if v is not None}
         if any(v is not None for v in literals):
             shown["literals"] = literals
+        narrow = [str(v.aval.dtype) for v in eqn.outvars if _dtype(v) in NARROW and self.narrowest > 2]
+        if narrow:
+            shown["rounded"] = narrow[0]
         if self.names and self.names[-1]:
             shown["within"] = self.names[-1]
         return recorder.record(
@@ -215,7 +219,7 @@ class Interpreter:
         return eqn.invars[0].aval.dtype == np.float64
 
     def _evaluate(self, eqn: Any, values: list[Any], params: dict[str, Any]) -> list[Any]:
-        kernel = KERNELS.get(eqn.primitive.name)
+        kernel = None if self.exact else KERNELS.get(eqn.primitive.name)
         if kernel and not any(is_key(v) for v in values):
             with np.errstate(all="ignore"):
                 out = kernel(*[np.asarray(v) for v in values], **params)
@@ -236,7 +240,7 @@ class Interpreter:
             if is_key(out):
                 continue
             out = np.asarray(out)
-            asked = np.dtype(var.aval.dtype)
+            asked = _dtype(var)
             if asked in NARROW and self.narrowest > 2:
                 out = out.astype(asked)
             outs[index] = widen(out)
@@ -337,6 +341,10 @@ def _own_lines(traceback: Any) -> tuple[Source, ...]:
     return tuple(found)
 
 
+def _dtype(var: Any) -> np.dtype | None:
+    return None if is_key(var.aval) else np.dtype(var.aval.dtype)
+
+
 def _module(eqn: Any) -> str:
     """The module's path, where the library names its scopes."""
     words = [w for w in str(eqn.source_info.name_stack).split("/") if w and "(" not in w]
@@ -376,12 +384,15 @@ class JaxModel:
         adapter: of `adapters.adapt`.
         candidates: (args, kwargs) in the forms that the model may take, likeliest first.
         loss: from the output to a scalar.
+        exact: evaluate every primitive by JAX.
     """
 
     framework = "JAX"
 
-    def __init__(self, adapter: Adapter, candidates: list[tuple[tuple, dict]], loss: Any = None):
-        self.adapter, self.loss = adapter, loss
+    def __init__(
+        self, adapter: Adapter, candidates: list[tuple[tuple, dict]], loss: Any = None, exact: bool = False
+    ):
+        self.adapter, self.loss, self.exact = adapter, loss, exact
         floats = [x for x in adapter.leaves if not is_key(x) and jnp.issubdtype(x.dtype, jnp.floating)]
         self.narrowest = min((np.dtype(x.dtype).itemsize for x in floats), default=4)
         self.lines: dict[int, tuple] = {}
@@ -450,7 +461,7 @@ class JaxModel:
     ) -> Trace:
         """See `Model.trace`."""
         recorder = Recorder("JAX", reference, weights, replace)
-        interpreter = Interpreter(recorder, edits or {}, self.lines, self.narrowest)
+        interpreter = Interpreter(recorder, self, edits or {})
         adapter = self.adapter
         arrays = {n: x if is_key(x) else widen(np.asarray(x)) for n, x in zip(adapter.names, self.leaves, strict=True)}
         with jax.enable_x64(True), _on_cpu():
@@ -471,7 +482,8 @@ class JaxModel:
             for label, operand in found["outputs"].items():
                 recorder.value(operand)
                 trace.outputs[label] = self._node(recorder, operand)
-            trace.state = {name: self._node(recorder, operand) for name, operand in found["state"].items()}
+            after = {name: self._node(recorder, operand) for name, operand in found["state"].items()}
+            trace.state = {name: node for name, node in after.items() if trace.nodes[node].kind != "parameter"}
             if self.loss is not None:
                 trace.loss = self._node(recorder, found["loss"])
         if not trace.outputs:

@@ -46,6 +46,7 @@ MOVES = {
     "view_as_complex", "repeat", "chunk", "unsafe_split", "unsafe_chunk", "roll", "_conj", "movedim",
     "diagonal", "contiguous", "narrow", "copy", "real", "imag",
 }  # fmt: skip
+LOOKUPS = ("embedding", "index_select", "index")  # of rows that no input decides: numbers are moved only
 JOINS = ("cat", "stack")
 READS = ("_local_scalar_dense", "is_same_size", "equal", "sym_size", "is_nonzero", "item")
 DRAWS = {  # random numbers become this number, in every framework
@@ -149,7 +150,7 @@ class Tracer(Lift):
         narrow = self.narrows(name, args, kwargs)
         if narrow:
             rounded = args[0].to(narrow).to(torch.float64)
-            self._record(f"round to {str(narrow)[6:]}", [args[0]], [rounded])
+            self._record("round", [args[0]], [rounded], params={"rounded": str(narrow)[6:]})
             return rounded
         asked = kwargs.get("dtype")
         if name == "_to_copy" and asked is torch.float32 and args[0].dtype is torch.float64:
@@ -190,9 +191,11 @@ class Tracer(Lift):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         operands = [self.operand(t) for t in tensors]
         mutable = func._schema.is_mutable
-        moves = name in MOVES
-        ids = None
-        if moves and operands and all(o.ids is not None for o in operands):
+        moves, ids = name in MOVES, None
+        if name in LOOKUPS and operands[0].ids is not None and not self._depends(operands[1:]):
+            ids = _moved_ids(func, name, (tensors[0], *args[1:]), kwargs, operands[:1])
+            moves = ids is not None
+        elif moves and operands and all(o.ids is not None for o in operands):
             ids = _moved_ids(func, name, args, kwargs, operands)
         if (
             not mutable
@@ -220,6 +223,10 @@ class Tracer(Lift):
         if mutable:
             self._alias(name, outs[0], made[0])
         return out
+
+    def _depends(self, operands: list[Operand]) -> bool:
+        """Whether one of them depends on the inputs."""
+        return any(o.node is not None and self.recorder.trace.nodes[o.node].data for o in operands)
 
     def _record(self, name: str, tensors: list, outs: list, **more: Any) -> list[Operand]:
         made = self.recorder.record(
@@ -311,7 +318,7 @@ def _moved_ids(
 ) -> list[np.ndarray] | None:
     """What an operation that moves numbers does to the places of weights; None if it cannot be said."""
     places = iter([torch.from_numpy(np.ascontiguousarray(getattr(o, what))) for o in operands])
-    swap = lambda x: next(places) if isinstance(x, torch.Tensor) else x  # noqa: E731
+    swap = lambda x: next(places, x) if isinstance(x, torch.Tensor) else x  # noqa: E731
     moved = tree_map(swap, args)
     if name in ("_to_copy", "view_as_real"):
         return [moved[0].numpy()]
@@ -355,8 +362,10 @@ class TorchModel:
         self.original, self.args, self.kwargs, self.loss = module, args, kwargs, loss
         floats = [p for p in module.parameters() if p.is_floating_point()]
         self.narrowest = min((p.element_size() for p in floats), default=4)
-        self.module = _prepare(module)
-        self.given: np.ndarray | None = None
+        self.module = _copy(module)
+        self.summed = _sum_biases(self.module)
+        self.given = _numbers(self.module)
+        _stir(self.module, self.summed)
 
     # --- Model ---
 
@@ -406,7 +415,7 @@ class TorchModel:
         trace.notes = sorted({*trace.notes, *tracer.notes})
         constants = {abs(n.scalar) for n in trace.nodes if n.scalar}
         trace.scalars = sorted(tracer.scalars | constants)
-        trace.given = self._given(tensors)
+        trace.given, trace.summed = self.given, self.summed
         trace.versions = {name: version(name) for name in ("torch", "numpy")}
         return recorder.finish()
 
@@ -486,16 +495,6 @@ class TorchModel:
                     numbers = numbers if tensor.is_complex() else numbers.real
                     tensor.copy_(torch.from_numpy(np.ascontiguousarray(numbers)).reshape(tensor.shape))
 
-    def _given(self, tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
-        """The model's own numbers, neither stirred nor with biases summed."""
-        originals = dict(_tensors(self.original))
-        parts = [
-            array(originals[name].double() if not t.is_complex() else originals[name]).ravel()
-            for name, t in tensors.items()
-            if t.is_floating_point() or t.is_complex()
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0)
-
 
 class _Draw(TorchDispatchMode):
     """Fixed numbers for random ones, in any type."""
@@ -544,47 +543,66 @@ def _convert(args: tuple, kwargs: dict, dtype: torch.dtype) -> tuple[tuple, dict
     return tree_map(convert, args), tree_map(convert, kwargs)
 
 
-def _prepare(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy in float64 whose constants are stirred and whose recurrent layers have one bias."""
+def _numbers(module: torch.nn.Module) -> np.ndarray:
+    """All numbers of a module's floating-point tensors, in order."""
+    floats = (t for _, t in _tensors(module) if t.is_floating_point() or t.is_complex())
+    parts = [array(t).ravel() for t in floats]
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _copy(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy in float64."""
     for part in module.modules():  # what an old weight norm leaves behind cannot be copied
         for name, value in vars(part).items():
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
                 setattr(part, name, value.detach())
     module = copy.deepcopy(module).cpu().double()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for part in module.modules():
-            for name, parameter in part._parameters.items():
-                if parameter is not None and parameter.dtype is torch.complex64:
-                    wide = parameter.detach().to(torch.complex128)
-                    part._parameters[name] = torch.nn.Parameter(wide, parameter.requires_grad)
-        for name, tensor in _tensors(module):
-            constant = tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
-            if tensor.is_floating_point() and constant and "parametrizations" not in name:
-                tensor += STIR * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-                if name.endswith("running_var"):
-                    tensor.abs_()
-        for part in module.modules():
-            _sum_biases(part)
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None and parameter.dtype is torch.complex64:
+                wide = parameter.detach().to(torch.complex128)
+                part._parameters[name] = torch.nn.Parameter(wide, parameter.requires_grad)
     return module
 
 
-def _sum_biases(part: torch.nn.Module) -> None:
-    """An LSTM's two biases are one, and two thirds of a GRU's: ports have one."""
+def _stir(module: torch.nn.Module, summed: Mapping[str, Any]) -> None:
+    """Move constant parameters, so that a zero or one hides nothing."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in _tensors(module):
+            constant = tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+            if not tensor.is_floating_point() or not constant or "parametrizations" in name or name in summed:
+                continue
+            tensor += STIR * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+            if name.endswith("running_var"):
+                tensor.abs_()
+
+
+def _sum_biases(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Make one of an LSTM's two biases, and of two thirds of a GRU's, as ports have them.
+
+    Returns:
+        The biases as they were, by name.
+    """
     lstm, gru = (torch.nn.LSTM, torch.nn.LSTMCell), (torch.nn.GRU, torch.nn.GRUCell)
     simple = (torch.nn.RNN, torch.nn.RNNCell)
-    if not isinstance(part, (*lstm, *gru, *simple)):
-        return
-    for name, bias in part.named_parameters(recurse=False):
-        if name.startswith("bias_ih"):
-            both = getattr(part, name.replace("ih", "hh"))
-            n = 2 * part.hidden_size if isinstance(part, gru) else bias.numel()
+    before = {}
+    for path, part in module.named_modules():
+        if not isinstance(part, (*lstm, *gru, *simple)):
+            continue
+        own = dict(part.named_parameters(recurse=False))
+        for name in [n for n in own if n.startswith("bias_ih")]:
+            bias, both = own[name].data, own[name.replace("ih", "hh")].data
+            for each, tensor in ((name, bias), (name.replace("ih", "hh"), both)):
+                before[f"{path}.{each}" if path else each] = array(tensor).copy()
             if isinstance(part, gru):  # as nnx.GRUCell has them
+                n = 2 * part.hidden_size
                 bias[:n] += both[:n]
                 both[:n] = 0
             else:
                 both += bias
                 bias.zero_()
+    return before
 
 
 def _watch(module: torch.nn.Module, tracer: Tracer) -> list[Any]:
