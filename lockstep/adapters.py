@@ -55,6 +55,7 @@ class Adapter:
         names: of the leaves.
         leaves: arrays, and random keys.
         call: from leaves, args and kwargs to the output and the leaves that the call changed, by name.
+        parameters: from leaves to the tree that an optimizer takes, without those that are never trained.
         trainable: names of parameters.
         tables: names of arrays that belong to the model and are never trained.
         channels_last: the library's convolutions take channels last.
@@ -63,6 +64,7 @@ class Adapter:
     names: list[str]
     leaves: list[Any]
     call: Callable[[list[Any], tuple, dict], tuple[Any, dict[str, Any]]]
+    parameters: Callable[[list[Any]], Any]
     trainable: set[str]
     tables: set[str]
     channels_last: bool = False
@@ -106,7 +108,8 @@ def adapt(model: Any, training: bool | None) -> Adapter:
         return _adapt_tree(model.params, lambda tree, args, kwargs: model.f(tree, *args, **kwargs))
     if kind == "linen module":
         raise UserError(
-            f"{type(model).__name__} is a flax.linen module without variables; give lockstep.linen(module, variables)"
+            f"{type(model).__name__} is a flax.linen module without variables; "
+            "give lockstep.linen(module, variables)"
         )
     raise UserError(f"cannot compare {describe(model)}")
 
@@ -117,7 +120,9 @@ def describe(model: Any) -> str:
         return f"the class {model.__name__}; call it"
     if callable(model):
         name = getattr(model, "__name__", type(model).__name__)
-        return f"the function {name}: call it if it makes the model, or give lockstep.function({name}, params)"
+        return (
+            f"the function {name}: call it if it makes the model, or give lockstep.function({name}, params)"
+        )
     return f"a {type(model).__name__}; give a model"
 
 
@@ -143,8 +148,13 @@ def _adapt_tree(tree: Any, call: Callable[[Any, tuple, dict], Any]) -> Adapter:
         every = [next(arrays) if keep else leaf for (_, leaf), keep in zip(paths, kept, strict=True)]
         return call(jax.tree_util.tree_unflatten(structure, every), args, kwargs), {}
 
+    def parameters(leaves: list[Any]) -> Any:
+        arrays = iter(leaves)
+        every = [next(arrays) if keep else None for keep in kept]
+        return jax.tree_util.tree_unflatten(structure, every)
+
     arrays = [leaf for _, leaf in paths if is_array(leaf)]
-    return Adapter(names, arrays, run, set(names), set())
+    return Adapter(names, arrays, run, parameters, set(names), set())
 
 
 def _adapt_nnx(model: Any, training: bool | None) -> Adapter:
@@ -175,7 +185,10 @@ def _adapt_nnx(model: Any, training: bool | None) -> Adapter:
         changed = {_name(path): leaf for path, leaf in after if leaf is not before.get(_name(path), leaf)}
         return out, {name: leaf for name, leaf in changed.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
 
-    return Adapter(names, [leaf for _, leaf in paths], run, trainable, tables, channels_last=True)
+    def parameters(leaves: list[Any]) -> Any:
+        return nnx.filter_state(jax.tree_util.tree_unflatten(structure, leaves), nnx.Param)
+
+    return Adapter(names, [leaf for _, leaf in paths], run, parameters, trainable, tables, channels_last=True)
 
 
 def _adapt_linen(model: Linen) -> Adapter:
@@ -207,9 +220,12 @@ def _adapt_linen(model: Linen) -> Adapter:
     def run(leaves: list[Any], args: tuple, kwargs: dict) -> tuple[Any, dict[str, Any]]:
         return call(jax.tree_util.tree_unflatten(structure, leaves), args, kwargs)
 
+    def parameters(leaves: list[Any]) -> Any:
+        return jax.tree_util.tree_unflatten(structure, leaves)["params"]
+
     tables = {n for n in names if n.split("/")[0] not in ("params", *STATISTICS)}
     trainable = {n for n in names if n.split("/")[0] == "params"}
-    return Adapter(names, [leaf for _, leaf in paths], run, trainable, tables, channels_last=True)
+    return Adapter(names, [leaf for _, leaf in paths], run, parameters, trainable, tables, channels_last=True)
 
 
 def _adapt_transformers(model: Any, options: Linen) -> Adapter:
