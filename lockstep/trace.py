@@ -105,6 +105,7 @@ class Trace:
     given: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the same as the model had them
     outputs: dict[str, int] = field(default_factory=dict)  # label, such as [0] or ['logits'], to node
     summed: dict[str, np.ndarray] = field(default_factory=dict)  # biases that were added to another's
+    padding: dict[str, int] = field(default_factory=dict)  # rows of embeddings that are never trained
     calls: list[tuple[str, int]] = field(default_factory=list)  # module's path and its output's node
     state: dict[str, int] = field(default_factory=dict)  # leaves that the pass changed: name to node after
     values: dict[int, np.ndarray] = field(default_factory=dict)  # of nodes up to `KEPT` numbers

@@ -358,14 +358,15 @@ class TorchModel:
 
     framework = "PyTorch"
 
-    def __init__(self, module: torch.nn.Module, args: tuple, kwargs: dict, loss: Any = None):
+    def __init__(self, module: torch.nn.Module, args: tuple, kwargs: dict, loss: Any = None, stir: bool = True):
         self.original, self.args, self.kwargs, self.loss = module, args, kwargs, loss
         floats = [p for p in module.parameters() if p.is_floating_point()]
         self.narrowest = min((p.element_size() for p in floats), default=4)
         self.module = _copy(module)
         self.summed = _sum_biases(self.module)
         self.given = _numbers(self.module)
-        _stir(self.module, self.summed)
+        if stir:
+            _stir(self.module, self.summed)
 
     # --- Model ---
 
@@ -415,6 +416,9 @@ class TorchModel:
         constants = {abs(n.scalar) for n in trace.nodes if n.scalar}
         trace.scalars = sorted(tracer.scalars | constants)
         trace.given, trace.summed = self.given, self.summed
+        for path, part in module.named_modules():
+            if getattr(part, "padding_idx", None) is not None:
+                trace.padding[f"{path}.weight" if path else "weight"] = int(part.padding_idx)
         trace.versions = {name: version(name) for name in ("torch", "numpy")}
         return recorder.finish()
 
