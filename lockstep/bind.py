@@ -20,6 +20,7 @@ WORDS |= {f"w{letter}": word for letter, word in WORDS.items()}
 OWN = {"weight", "kernel", "scale", "embedding", "bias", "value", "mean", "var", "running"}
 COLLECTIONS = {"params", "batch_stats", "cell"}
 OPERAND, SIZE, ORDER, BEHIND = 4.0, 0.7, 0.03, 0.3  # what counts how much: an equal operand most
+UPSTREAM, FEW = 2.0, 8  # of the sites that an operand comes from; how many are kept
 
 
 @cache
@@ -71,7 +72,21 @@ class Binder:
             if key not in seen:
                 seen.add(key)
                 self.first.append(site)
+        self.upstream = {"reference": [], "port": []}
         self._bind_constants()
+
+    def _comes_from(self, side: str, node: int | None) -> frozenset[int]:
+        """The sites whose results reach a node without passing another site."""
+        trace = self.reference if side == "reference" else self.port
+        known: list[frozenset[int]] = self.upstream[side]
+        if node is None:
+            return frozenset()
+        if len(known) <= node:
+            made = {s.node: s.order for s in trace.sites}
+            for n in trace.nodes[len(known) : node + 1]:
+                behind = sorted({s for i in n.inputs for s in known[i]})[-FEW:]
+                known.append(frozenset([made[n.id]]) if n.id in made else frozenset(behind))
+        return known[node]
 
     def _bind_constants(self) -> None:
         """A table that both models hold and nobody trains is bound by its numbers, rounded as they may be."""
@@ -146,6 +161,7 @@ class Binder:
         port, reference = self.port, self.reference
         operand = port.nodes[site.operand] if site.operand is not None else None
         own = port.leaf(int(site.ids.flat[0]))
+        behind = {self.result.sites.get(s, -1) for s in self._comes_from("port", site.operand)}
         found = []
         for other in reference.sites if shared else self.first:
             theirs = reference.leaf(int(other.ids.flat[0]))
@@ -162,6 +178,9 @@ class Binder:
             node = reference.nodes[other.operand] if other.operand is not None else None
             if operand is not None and node is not None and _same_value(operand, node):
                 score += OPERAND
+            elif behind and not shared:
+                theirs_behind = self._comes_from("reference", other.operand)
+                score += UPSTREAM * len(behind & theirs_behind) / len(behind | theirs_behind)
             elif shared:
                 continue
             found.append((score, -other.order, other))

@@ -13,7 +13,7 @@ from lockstep.align import Alignment, Region
 from lockstep.errors import UserError
 from lockstep.locate import Finding, locate
 from lockstep.result import Difference, Place, Result, Row
-from lockstep.trace import Binding, Model, Node, Rounded, Trace
+from lockstep.trace import Binding, Model, Node, Rounded, Source, Trace
 from lockstep.values import EXACT, NEAR, close, distance, fit_to, same_order
 
 FAULTS = 6  # differences that are looked for, one after another
@@ -263,8 +263,9 @@ class Comparison:
     def again(self, replace: Mapping[int, np.ndarray]) -> None:
         """Run the port again with further values replaced."""
         self.replaced |= replace
-        self.port = self.models[1].trace(self.reference, self.port.weights, self.replaced)
-        self.port.binding = self.binding
+        self.port = self.models[1].trace(self.reference, None, self.replaced)
+        assert self.port.binding is not None  # made anew: behind a difference operands do not match
+        self.binding = self.port.binding
 
     def pair_outputs(self) -> tuple[list[tuple[str, int, int]], list[Difference]]:
         """Outputs that belong together: by name, then by values, then by size; and those of one side only."""
@@ -379,15 +380,19 @@ class Comparison:
 
     def place(self, trace: Trace, node: Node) -> Place:
         """Where a node is: its lines, and those on which its operands were made."""
-        takes = []
-        for i in node.inputs:
-            other = trace.nodes[i]
-            if not other.image and other.kind not in ("parameter", "input") and other.sources[:1]:
-                if other.sources[0] not in (*node.sources, *takes):
-                    takes.append(other.sources[0])
+        takes: list[Source] = []
+        todo = list(node.inputs)
+        while todo:
+            other = trace.nodes[todo.pop(0)]
+            if other.kind in ("parameter", "input"):
+                continue
+            if other.sources[:1] and other.sources[0] not in (*node.sources, *takes):
+                takes.append(other.sources[0])
+            elif other.image or other.kind == "constant" or not other.data:
+                todo += other.inputs
         module = node.module or next((_owner(trace.nodes[i]) for i in node.inputs if trace.nodes[i].image), "")
         op = node.params.get("within") or node.op
-        return Place(str(op), module, node.shape, node.sources, tuple(takes[:2]))
+        return Place(str(op), module, node.shape, node.sources, tuple(takes[:3]))
 
     def state(self) -> None:
         """Compare what the pass left in running statistics and other variables."""
@@ -405,7 +410,7 @@ class Comparison:
         pairs = []
         for leaf in self.port.leaves:
             ids = self.binding.numbers[leaf.start : leaf.stop]
-            if not ids.size or (ids < 0).any():
+            if leaf.trainable or not ids.size or (ids < 0).any():
                 continue
             other = self.reference.leaf(int(ids[0]))
             after = self.reference.state.get(other.name), self.port.state.get(leaf.name)
