@@ -200,14 +200,29 @@ def _by_numbers(case: Case) -> str:
                     if math.isclose(value, literal, rel_tol=1e-12):
                         continue
                     edit = Edit({}, {position: lambda x, v=value: np.full_like(x, v)})
-                    if case.reproduces({}, {node.id: edit}):
-                        what = _meaning(case, node, literal)
-                        return f"{what} is {literal:.6g} in the port, {value:.6g} in the reference"
+                    for edits in ({node.id: edit}, _everywhere(case, literal, value)):
+                        if case.reproduces({}, edits):
+                            what = _meaning(case, node, literal)
+                            return f"{what} is {literal:.6g} in the port, {value:.6g} in the reference"
         if node.op == "integer_pow" and "y" in node.params:
             for power in (2, 3, 4, -1, -2):
                 if power != node.params["y"] and case.reproduces({}, {node.id: Edit({"y": power})}):
                     return f"the power is {node.params['y']} in the port, {power} in the reference"
     return _epsilon_outside(case)
+
+
+def _everywhere(case: Case, old: float, new: float) -> dict[int, Edit]:
+    """A number and what is left of one, as of a momentum, at every operation of the region."""
+    found = {}
+    for node in _steps(case):
+        changes = {}
+        for position, literal in enumerate(node.params.get("literals", ())):
+            for a, b in ((old, new), (1 - old, 1 - new)):
+                if isinstance(literal, float) and math.isclose(literal, a, rel_tol=1e-9):
+                    changes[position] = lambda x, b=b: np.full_like(x, b)
+        if changes:
+            found[node.id] = Edit({}, changes)
+    return found
 
 
 def _alike(a: float, b: float) -> bool:
@@ -372,6 +387,9 @@ def _changes(case: Case, step: Node, node: Node, x: Array) -> Iterator[tuple[str
     behind = sorted(ancestors(case.reference.nodes, case.t) & case.regions[0].nodes)
     for number in dict.fromkeys(v for i in behind for v in _numbers(case.reference.nodes[i])):
         if number not in (0.0, 1.0):
+            n = round(number / (number - 1))
+            if n > 1 and abs(n / (n - 1) - number) < 1e-12:
+                yield f"the variance is biased in the port (by n = {n}, the reference by n - 1)", lambda x, f=number: x * f
             yield f"the reference multiplies {what} by {number:.6g}", lambda x, f=number: x * f
             yield f"the reference divides {what} by {number:.6g}", lambda x, f=number: x / f
 
@@ -472,25 +490,18 @@ def _known(case: Case, left: Array, reference: bool) -> str:
 
 def _by_reduction(case: Case) -> str:
     """Both reduce or normalise the same value, over other axes or in another way."""
-    names: list[str] = []
-    for port in (False, True):
-        trace = case.alignment.trace(port)
-        start = case.finding.port if port else case.finding.reference
-        inputs = [i for i in trace.nodes[start or 0].inputs if i in trace.values and not trace.nodes[i].image]
-        found = ""
-        for node in ways_out(trace.nodes, case.regions[port].nodes, start or 0)[:WAYS]:
-            value = trace.values.get(node)
-            for i in inputs if value is not None and not found else ():
-                found = _reduction(trace.values[i], value)
-            if found:
-                break
-        if not found and case.finding.before:
-            x = trace.values.get(case.finding.before[0][port])
-            end = trace.values.get(case.j if port else case.t)
-            found = _reduction(x, end) if x is not None and end is not None else ""
-        names.append(found)
-    if names[0] and names[1] and names[0] != names[1]:
-        return f"the reference computes {names[0]}, the port {names[1]}"
+    for pair in case.finding.before:
+        names = []
+        for port in (False, True):
+            trace = case.alignment.trace(port)
+            start = case.finding.port if port else case.finding.reference
+            ways = ways_out(trace.nodes, case.regions[port].nodes, start or 0)[:WAYS]
+            x = trace.values.get(pair[port])
+            ends = (trace.values.get(n) for n in dict.fromkeys([*ways, case.j if port else case.t]))
+            named = (_reduction(x, end) for end in ends if x is not None and end is not None)
+            names.append(next((name for name in named if name), ""))
+        if names[0] and names[1] and names[0] != names[1]:
+            return f"the reference computes {names[0]}, the port {names[1]}"
     return ""
 
 
@@ -513,7 +524,7 @@ def _reduction(x: Array, value: Array) -> str:
                         if distance(x.take(index, some[0]).ravel(), value.ravel()) <= EXACT:
                             return f"{word} along axis {some[0]}"
     elif value.shape == x.shape:
-        for axis in axes:
+        for axis in (a for a in axes if x.shape[a] > 1):
             if distance(special.softmax(x, axis), value) <= EXACT:
                 return f"softmax over axis {axis}"
             if distance(special.log_softmax(x, axis), value) <= EXACT:

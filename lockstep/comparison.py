@@ -17,6 +17,7 @@ from lockstep.trace import Binding, Model, Node, Rounded, Source, Trace
 from lockstep.values import EXACT, NEAR, close, distance, fit_to, same_order
 
 FAULTS = 6  # differences that are looked for, one after another
+PATIENCE = 60.0  # seconds after which no further difference is looked for
 NOISE = 10.0  # float32: how many times the noise floor a difference may be
 PICTURES = ("convolution", "conv", "pool", "upsample")  # operations that take channels first in PyTorch
 
@@ -243,6 +244,7 @@ class Comparison:
             what: what differs, in words.
         """
         differences: list[Difference] = []
+        began, count = time.perf_counter(), 0
         while bad := far():
             if all(distance_ <= NEAR for *_, distance_ in bad):
                 self.near(bad, what)
@@ -252,12 +254,17 @@ class Comparison:
                 continue
             finding = locate(self, [(t, j) for _, t, j, _ in bad])
             words = "; ".join(f"{what}{label} differs by {_size(d)}" for label, _, _, d in bad[:3])
-            differences.append(self.describe(finding, words))
-            if not finding.replace or len(differences) >= FAULTS:
+            count += 1
+            found = self.describe(finding, words)
+            same = next((d for d in differences if _is_same(d, found)), None)
+            if same is None:
+                differences.append(found)
+            elif found.port:
+                same.also += 1
+            late = time.perf_counter() - began > PATIENCE
+            if not finding.replace or len(differences) >= FAULTS or count >= 4 * FAULTS or late:
                 break
             self.again(finding.replace)
-            if len(differences) > 1 and differences[-1].port == differences[-2].port:
-                differences.pop()
         return differences
 
     def again(self, replace: Mapping[int, np.ndarray]) -> None:
@@ -477,6 +484,14 @@ class Comparison:
                 far = 0.0 if order is None else distance(np.squeeze(value).transpose(order), np.squeeze(other))
             found.append(Row(module, self.reference.nodes[node].shape, far))
         return found
+
+
+def _is_same(a: Difference, b: Difference) -> bool:
+    """Whether two differences are one fault at several calls: the same line and the same cause."""
+    if a.port is None or b.port is None or a.kind != b.kind or a.cause != b.cause:
+        return False
+    lines = [p.sources[:1] for p in (a.port, b.port)], [p.sources[:1] for p in (a.reference, b.reference) if p]
+    return bool(lines[0][0]) and lines[0][0] == lines[0][1] and a.port.op == b.port.op
 
 
 def _owner(node: Node) -> str:

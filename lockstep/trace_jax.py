@@ -548,7 +548,12 @@ class JaxModel:
         trace.scalars = sorted(float(v) for v in numbers)
         trace.versions = _versions()
         self.steps, self.rules, self.traced = interpreter.steps, interpreter.rules, trace
-        return recorder.finish()
+        recorder.finish()
+        if recorder.binder and recorder.binder.moved:
+            again = self.trace(reference, trace.weights, replace)
+            again.binding, again.given = trace.binding, trace.given
+            return again
+        return trace
 
     def replay(
         self,
