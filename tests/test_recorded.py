@@ -38,7 +38,7 @@ def example() -> Recorded:
         5: np.zeros((0, 2)),
     }
     trace.scalars, trace.binding = [float("inf"), 0.1], Binding(np.arange(12), {0: 0}, [("a", "b", "c")])
-    step = Step(x, x, x, [{"lr": 0.1, "betas": (0.9, 0.99)}], {"w": 0}, "SGD")
+    step = Step(x, x, 1.5, [{"lr": 0.1, "betas": (0.9, 0.99)}], {"w": 0}, "SGD")
     return Recorded({"[0]": x}, trace, Gradients(1.5, x), Rounded({"": x}, {"": 0.1}), [step])
 
 
