@@ -385,7 +385,7 @@ def _listed(rates: Sequence[float]) -> str:
 
 
 def _candidates(base: Rule, decays: list[float]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What the port may have instead of the rule, in words and as a change; ``decays`` are the reference's."""
+    """What the port may have instead, in words and as a change; ``decays`` are the reference's."""
 
     def other(
         name: str, field: str, values: Sequence[float], own: Any
