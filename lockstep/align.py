@@ -59,7 +59,7 @@ class Alignment:
         return self.known[key]
 
     def _is_matched(self, port: bool, node: Node) -> bool:
-        if node.kind in ("parameter", "input") or node.image:
+        if node.kind in ("parameter", "input", "constant") or node.image:
             return True
         if node.scalar is not None:
             if not node.data or node.scalar in (0.0, 1.0) or not np.isfinite(node.scalar):

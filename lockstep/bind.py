@@ -194,11 +194,28 @@ class Binder:
         if ids is None:
             return False
         self._bound(site, other)
-        self._take(site.ids, ids, other.name, "by its use")
+        mine, theirs = self._complete(site, ids)
+        self._take(mine, theirs, other.name, "by its use")
         self.last = other.order + 1
         if site.role == "conv":
             site.columns = [(other.order, column) for column in range(site.ids.shape[0])]
         return True
+
+    def _complete(self, site: Site, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The whole leaf where both sides have one of the same size.
+
+        Only its axes may be moved: rows that one side uses in another order are a fault, not a layout.
+        """
+        mine, theirs = self.port.leaf(int(site.ids.flat[0])), self.reference.leaf(int(ids.flat[0]))
+        if site.role in ("conv", "contract") or mine.stop - mine.start != theirs.stop - theirs.start:
+            return site.ids, ids
+        table = np.squeeze(np.arange(theirs.start, theirs.stop).reshape(theirs.shape))
+        orders = list(permutations(table.shape, tuple(n for n in mine.shape if n != 1)))
+        if not orders:
+            return site.ids, ids
+        moved = [table.transpose(order).ravel() for order in orders]
+        best = next((m for m in moved if np.array_equal(m[site.ids - mine.start], ids)), moved[0])
+        return np.arange(mine.start, mine.stop), best
 
     def _arrange(self, site: Site, other: Site) -> np.ndarray | None:
         """The reference's numbers in the order of axes that the port has; the other operands tell."""

@@ -73,10 +73,14 @@ def compare(
     comparison.make(reference, port, as_inputs(inputs), other, loss or (None, None), exact)
     comparison.run(copy_weights, backward, float32, loss is not None)
     if optimizers and not comparison.result.differences:
+        from lockstep.gradients import cotangents
         from lockstep.steps import compare_steps
 
         say("training steps")
-        comparison.result.differences += compare_steps(comparison, optimizers, steps)
+        first, second = comparison.models
+        traces, factors = (comparison.reference, comparison.port), cotangents(comparison.reference)
+        found = compare_steps(first, second, traces, optimizers, factors, steps)
+        comparison.result.differences += [found] if found else []
         comparison.result.compared.append(f"{steps} training steps")
     comparison.result.seconds = time.perf_counter() - began
     return comparison.result
@@ -100,7 +104,14 @@ def as_inputs(inputs: Any) -> tuple[tuple, dict]:
     return (convert(tuple(inputs)) if isinstance(inputs, tuple | list) else (convert(inputs),)), {}
 
 
-def make_model(given: Any, candidates: list[tuple[tuple, dict]], training: bool | None, loss: Any, exact: bool) -> Model:
+def make_model(
+    given: Any,
+    candidates: list[tuple[tuple, dict]],
+    training: bool | None = None,
+    loss: Any = None,
+    exact: bool = False,
+    stir: bool = True,
+) -> Model:
     """A side of a comparison from what the user gave.
 
     Raises:
@@ -110,7 +121,7 @@ def make_model(given: Any, candidates: list[tuple[tuple, dict]], training: bool 
     if kind == "torch":
         from lockstep.trace_torch import TorchModel
 
-        return TorchModel(given, *candidates[0], loss=loss)
+        return TorchModel(given, *candidates[0], loss=loss, stir=stir)
     if isinstance(given, str | Path):
         path = Path(given)
         if not path.is_file():
@@ -147,7 +158,8 @@ class Comparison:
     def make(self, reference: Any, port: Any, inputs: tuple, other: Any, losses: Any, exact: bool) -> None:
         """Make both models and trace them, the port against the reference."""
         self.say("trace the reference")
-        first = make_model(reference, [inputs], None, losses[0], exact)
+        exported = any(str(side).endswith(".onnx") for side in (reference, port))
+        first = make_model(reference, [inputs], None, losses[0], exact, not exported)
         self.reference = first.trace()
         if not any(np.size(self.reference.values.get(n, 0)) for n in self.reference.outputs.values()):
             raise UserError("the reference returns only empty arrays, so there is nothing to compare")
@@ -195,12 +207,15 @@ class Comparison:
             self.state()
             if has_loss:
                 self.loss()
-        if backward and not result.differences:
+        ahead = any(getattr(model, "forward_only", False) for model in self.models)
+        if ahead and (backward or float32):
+            result.notes.append("an ONNX file has no gradients, and is compared in float64 only")
+        if backward and not result.differences and not ahead:
             from lockstep.gradients import compare_gradients
 
             self.say("compare gradients")
             compare_gradients(self)
-        if float32 and not result.differences:
+        if float32 and not result.differences and not ahead:
             self.say("compare in float32")
             self.rounded()
         for side in (self.reference, self.port):
@@ -214,6 +229,7 @@ class Comparison:
     def forward(self) -> None:
         """Compare the outputs; find each difference, and go on behind it."""
         pairs, missing = self.pair_outputs()
+        self.pairs = pairs
         self.permuted(pairs)
         found = self.follow(lambda: self.far(pairs), "output")
         self.result.compared.append(f"{len(pairs)} output{'s' if len(pairs) != 1 else ''}")
@@ -425,7 +441,7 @@ class Comparison:
         weights = np.where(numbers >= 0, self.reference.weights[numbers], self.port.weights)
         mine = self.models[0].rounded(self.reference.weights)
         theirs: Rounded = self.models[1].rounded(weights)
-        for label, t, j in self.pair_outputs()[0]:
+        for label, t, j in self.pairs:
             names = [k for k, v in self.reference.outputs.items() if v == t], [
                 k for k, v in self.port.outputs.items() if v == j
             ]

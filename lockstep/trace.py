@@ -83,7 +83,6 @@ class Gradients:
 
     loss: float
     weights: np.ndarray  # as `Trace.weights`; NaN: the number has no gradient
-    nodes: dict[int, np.ndarray] = field(default_factory=dict)  # of values, where they were asked for
 
 
 @dataclass
@@ -106,6 +105,7 @@ class Trace:
     given: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the same as the model had them
     outputs: dict[str, int] = field(default_factory=dict)  # label, such as [0] or ['logits'], to node
     summed: dict[str, np.ndarray] = field(default_factory=dict)  # biases that were added to another's
+    padding: dict[str, int] = field(default_factory=dict)  # rows of embeddings that are never trained
     calls: list[tuple[str, int]] = field(default_factory=list)  # module's path and its output's node
     state: dict[str, int] = field(default_factory=dict)  # leaves that the pass changed: name to node after
     values: dict[int, np.ndarray] = field(default_factory=dict)  # of nodes up to `KEPT` numbers
@@ -140,7 +140,6 @@ class Model(Protocol):
         reference: Trace | None = None,
         weights: np.ndarray | None = None,
         replace: Mapping[int, np.ndarray] | None = None,
-        edits: Mapping[int, Edit] | None = None,
     ) -> Trace:
         """Run forward.
 
@@ -148,16 +147,33 @@ class Model(Protocol):
             reference: bind the weights to this trace's by their use, see `bind`.
             weights: numbers to run with instead, as `Trace.weights`.
             replace: values to go on with, by node.
-            edits: operations to change, by node.
 
         Raises:
             UserError: the model cannot take its inputs, or does what cannot be traced.
         """
         ...
 
-    def gradients(
-        self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray], nodes: tuple[int, ...] = ()
-    ) -> Gradients:
+    def replay(
+        self,
+        trace: Trace,
+        changed: Mapping[int, np.ndarray],
+        edits: Mapping[int, Edit] | None = None,
+        until: int | None = None,
+    ) -> dict[int, np.ndarray]:
+        """Values that follow from changed values or operations, without running all of the model.
+
+        Args:
+            trace: the last that `trace` returned; other values are taken from it.
+            changed: values to start from, by node.
+            edits: operations to change, by node.
+            until: the last node that is needed.
+
+        Returns:
+            New values by node; a value that cannot be computed again is missing, and all that follow from it.
+        """
+        ...
+
+    def gradients(self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray]) -> Gradients:
         """Gradients of the model's loss, or of the sum of its outputs times ``cotangents``.
 
         Raises:

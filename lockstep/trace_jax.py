@@ -1,6 +1,7 @@
 """Trace a JAX model: its jaxpr, equation by equation, in float64; one tracer for every library."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,25 @@ def widen(x: np.ndarray) -> np.ndarray:
     return x.astype(WIDER[x.dtype]) if x.dtype in WIDER else x
 
 
+Evaluate = Callable[[list[Any], Mapping[str, Any]], list[Any]]  # from operands and changed settings
+
+
+@dataclass
+class Step:
+    """How one value of a run is made."""
+
+    inputs: list[Any]  # nodes, or the values of literals
+    known: list[bool]  # which of them are nodes
+    evaluate: Evaluate
+    index: int  # of the result
+
+
 class Interpreter:
     """Evaluate a jaxpr with NumPy where it can, and record every equation."""
 
-    def __init__(self, recorder: Recorder, model: "JaxModel", edits: Mapping[int, Edit]):
-        self.recorder, self.edits, self.lines = recorder, edits, model.lines
+    def __init__(self, recorder: Recorder, model: "JaxModel"):
+        self.recorder, self.lines = recorder, model.lines
+        self.steps: dict[int, Step] = {}
         self.narrowest, self.exact = model.narrowest, model.exact
         self.notes: set[str] = set()
         self.calls: list[tuple[tuple[Source, ...], bool]] = []  # lines of the calls around; of the library?
@@ -159,9 +174,6 @@ class Interpreter:
     def _operation(self, eqn: Any, operands: list[Operand]) -> list[Operand]:
         recorder, name = self.recorder, eqn.primitive.name
         params = self._settings(eqn)
-        edit = self.edits.get(len(recorder.trace.nodes))
-        if edit:
-            params |= edit.params
         moves = name in MOVES or name in CASTS
         weights = [o.ids is not None for o in operands]
         indices = operands[1:] if name in ("dynamic_slice", "gather") else []
@@ -182,10 +194,12 @@ class Interpreter:
             same = name not in MOVES
             columns = [operands[0].columns] if same else _listed(MOVES[name](operands[0].columns, **params))
         values = [recorder.value(o) for o in operands]
-        for position, change in (edit.operands if edit else {}).items():
-            values[position] = change(np.asarray(values[position]))
         sources = self._sources(eqn)
-        outs = self._round(eqn, self._evaluate(eqn, values, params), sources)
+
+        def evaluate(values: list[Any], changes: Mapping[str, Any]) -> list[Any]:
+            return self._round(eqn, self._evaluate(eqn, values, params | dict(changes)))
+
+        outs = evaluate(values, {})
         literals = [v.item() if o.node is None and np.ndim(v) == 0 and not is_key(v) and is_array(v) else None
                     for o, v in zip(operands, values, strict=True)]  # fmt: skip
         shown = {k: v for k, v in ((k, _plain(v)) for k, v in params.items()) if v is not None}
@@ -196,10 +210,20 @@ class Interpreter:
             shown["rounded"] = narrow[0]
         if self.names and self.names[-1]:
             shown["within"] = self.names[-1]
-        return recorder.record(
+        made = recorder.record(
             name, operands, outs, moves=moves, ids=ids, columns=columns, params=shown, sources=sources,
             column_axes=_column_axes(name, params, operands), module=_module(eqn),
         )  # fmt: skip
+        self._keep(operands, made, evaluate)
+        return made
+
+    def _keep(self, operands: list[Operand], made: list[Operand], evaluate: Evaluate) -> None:
+        """Remember how results are made, so that they can be made again."""
+        inputs = [o.value if o.node is None else o.node for o in operands]
+        known = [o.node is not None for o in operands]
+        for index, operand in enumerate(made):
+            if operand.node is not None:
+                self.steps[operand.node] = Step(inputs, known, evaluate, index)
 
     def _settings(self, eqn: Any) -> dict[str, Any]:
         params = dict(eqn.params)
@@ -234,7 +258,7 @@ class Interpreter:
         back = lambda x: x if is_key(x) else np.asarray(x)  # noqa: E731
         return [back(x) for x in out] if eqn.primitive.multiple_results else back(out)
 
-    def _round(self, eqn: Any, outs: list[Any], sources: tuple[Source, ...]) -> list[Any]:
+    def _round(self, eqn: Any, outs: list[Any]) -> list[Any]:
         """A type narrower than the model's own parameters belongs to the model; wider is lifted."""
         for index, (out, var) in enumerate(zip(outs, eqn.outvars, strict=True)):
             if is_key(out):
@@ -284,9 +308,11 @@ class Interpreter:
                 ids = [x.ids[i]] if x.ids is not None else None
                 columns = [x.columns[i]] if x.columns is not None else None
                 value = value if is_key(value) else np.asarray(value)
-                parts += recorder.record(
+                part = recorder.record(
                     "scan slice", [x], [value], moves=True, ids=ids, columns=columns, sources=sources
                 )
+                self._keep([x], part, lambda values, _, i=i: [values[0][i]])
+                parts += part
             out = self._call(eqn, p["jaxpr"], [*consts, *carry, *parts])
             carry = out[: p["num_carry"]]
             rows.append(out[p["num_carry"] :])
@@ -300,7 +326,9 @@ class Interpreter:
                 continue
             array = np.stack(values) if column else np.zeros(var.aval.shape)
             ids = [np.stack([o.ids for o in column])] if column and all(o.ids is not None for o in column) else None
-            found += recorder.record("scan stack", column, [array], moves=True, ids=ids, sources=sources)
+            made = recorder.record("scan stack", column, [array], moves=True, ids=ids, sources=sources)
+            self._keep(column, made, lambda values, _: [np.stack(values)])
+            found += made
         return found
 
     def _while(self, eqn: Any, operands: list[Operand]) -> list[Operand]:
@@ -457,11 +485,10 @@ class JaxModel:
         reference: Trace | None = None,
         weights: np.ndarray | None = None,
         replace: Mapping[int, np.ndarray] | None = None,
-        edits: Mapping[int, Edit] | None = None,
     ) -> Trace:
         """See `Model.trace`."""
         recorder = Recorder("JAX", reference, weights, replace)
-        interpreter = Interpreter(recorder, self, edits or {})
+        interpreter = Interpreter(recorder, self)
         adapter = self.adapter
         arrays = {n: x if is_key(x) else widen(np.asarray(x)) for n, x in zip(adapter.names, self.leaves, strict=True)}
         with jax.enable_x64(True), _on_cpu():
@@ -495,7 +522,36 @@ class JaxModel:
         numbers |= {abs(v) for n in trace.nodes for v in n.params.get("literals", ()) if v}
         trace.scalars = sorted(float(v) for v in numbers)
         trace.versions = _versions()
+        self.steps = interpreter.steps
         return recorder.finish()
+
+    def replay(
+        self,
+        trace: Trace,
+        changed: Mapping[int, np.ndarray],
+        edits: Mapping[int, Edit] | None = None,
+        until: int | None = None,
+    ) -> dict[int, np.ndarray]:
+        """See `Model.replay`."""
+        found, edits, lost = dict(changed), edits or {}, set()
+        with jax.enable_x64(True), _on_cpu(), np.errstate(all="ignore"):
+            for node in trace.nodes[min([*found, *edits]) : None if until is None else until + 1]:
+                step = self.steps.get(node.id)
+                touched = any(i in found or i in lost for i in node.inputs) or node.id in edits
+                if node.id in changed or step is None or not touched:
+                    continue
+                edit = edits.get(node.id, Edit())
+                try:
+                    values = [
+                        (found[i] if i in found else trace.values[i]) if known else i
+                        for i, known in zip(step.inputs, step.known, strict=True)
+                    ]
+                    for position, change in edit.operands.items():
+                        values[position] = change(np.asarray(values[position]))
+                    found[node.id] = np.asarray(step.evaluate(values, edit.params)[step.index])
+                except Exception:  # another shape, or a value that was not kept
+                    lost.add(node.id)
+        return found
 
     @staticmethod
     def _node(recorder: Recorder, operand: Operand) -> int:
@@ -503,9 +559,7 @@ class JaxModel:
             operand = recorder.constant(np.asarray(operand.value))
         return operand.node or 0
 
-    def gradients(
-        self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray], nodes: tuple[int, ...] = ()
-    ) -> Gradients:
+    def gradients(self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray]) -> Gradients:
         """See `Model.gradients`."""
         with jax.enable_x64(True), _on_cpu():
             leaves = self._leaves(weights)
@@ -515,9 +569,8 @@ class JaxModel:
                 every = list(leaves)
                 for i, x in zip(floats, numbers, strict=True):
                     every[i] = x
-                flat = [*every, *jax.tree.leaves(self.dynamic)]
                 with _fixed_draws():
-                    found = self._again(every, flat)
+                    found = self._run(every, self.dynamic)
                 if self.loss is not None:
                     return found["loss"]
                 outputs = found["outputs"]
@@ -531,9 +584,6 @@ class JaxModel:
             for i, g in zip(floats, grads, strict=True)
         ]
         return Gradients(float(loss), np.concatenate(parts) if parts else np.zeros(0))
-
-    def _again(self, leaves: list[Any], flat: list[Any]) -> Any:
-        return self._run(leaves, self.dynamic)
 
     def rounded(self, weights: np.ndarray) -> Rounded:
         """See `Model.rounded`; without the noise floor, which is the reference's."""

@@ -358,14 +358,15 @@ class TorchModel:
 
     framework = "PyTorch"
 
-    def __init__(self, module: torch.nn.Module, args: tuple, kwargs: dict, loss: Any = None):
+    def __init__(self, module: torch.nn.Module, args: tuple, kwargs: dict, loss: Any = None, stir: bool = True):
         self.original, self.args, self.kwargs, self.loss = module, args, kwargs, loss
         floats = [p for p in module.parameters() if p.is_floating_point()]
         self.narrowest = min((p.element_size() for p in floats), default=4)
         self.module = _copy(module)
         self.summed = _sum_biases(self.module)
         self.given = _numbers(self.module)
-        _stir(self.module, self.summed)
+        if stir:
+            _stir(self.module, self.summed)
 
     # --- Model ---
 
@@ -374,9 +375,8 @@ class TorchModel:
         reference: Trace | None = None,
         weights: np.ndarray | None = None,
         replace: Mapping[int, np.ndarray] | None = None,
-        edits: Mapping[int, Edit] | None = None,
     ) -> Trace:
-        """See `Model.trace`; edits are not supported."""
+        """See `Model.trace`."""
         module = copy.deepcopy(self.module)
         recorder = Recorder("PyTorch", reference, weights, replace)
         tracer = Tracer(recorder, self.narrowest)
@@ -416,12 +416,26 @@ class TorchModel:
         constants = {abs(n.scalar) for n in trace.nodes if n.scalar}
         trace.scalars = sorted(tracer.scalars | constants)
         trace.given, trace.summed = self.given, self.summed
+        for path, part in module.named_modules():
+            if getattr(part, "padding_idx", None) is not None:
+                trace.padding[f"{path}.weight" if path else "weight"] = int(part.padding_idx)
         trace.versions = {name: version(name) for name in ("torch", "numpy")}
         return recorder.finish()
 
-    def gradients(
-        self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray], nodes: tuple[int, ...] = ()
-    ) -> Gradients:
+    def replay(
+        self,
+        trace: Trace,
+        changed: Mapping[int, np.ndarray],
+        edits: Mapping[int, Edit] | None = None,
+        until: int | None = None,
+    ) -> dict[int, np.ndarray]:
+        """See `Model.replay`: by a whole run; edits are not supported."""
+        if edits:
+            return {}
+        values = self.trace(trace, trace.weights, changed).values
+        return {i: x for i, x in values.items() if until is None or i <= until}
+
+    def gradients(self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray]) -> Gradients:
         """See `Model.gradients`."""
         module = copy.deepcopy(self.module)
         self._load(module, weights)
