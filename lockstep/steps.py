@@ -165,7 +165,8 @@ def reference_steps(
 
 
 def compare_steps(
-    models: tuple[Model, Model],
+    reference: Model,
+    port: Model,
     traces: tuple[Trace, Trace],
     optimizers: tuple[Any, Any],
     cotangents: Mapping[str, np.ndarray],
@@ -174,7 +175,8 @@ def compare_steps(
     """Take training steps with both optimizers and compare the parameters after each.
 
     Args:
-        models: the reference and the port.
+        reference: the reference.
+        port: a live model.
         traces: of both; the port's has the binding.
         optimizers: of PyTorch an optimizer, a scheduler or a function from parameters to one; of JAX an Optax
             transformation.
@@ -189,7 +191,7 @@ def compare_steps(
     """
     theirs, mine = traces
     assert mine.binding is not None
-    numbers, take = mine.binding.numbers, make_stepper(models[1], mine, optimizers[1])
+    numbers, take = mine.binding.numbers, make_stepper(port, mine, optimizers[1])
     watched = [
         leaf for leaf in mine.leaves if leaf.trainable and (numbers[leaf.start : leaf.stop] >= 0).all()
     ]
@@ -197,7 +199,7 @@ def compare_steps(
     history: list[tuple[Step, np.ndarray]] = []
     found: tuple[int, Leaf, float] | None = None
     for count, step in enumerate(
-        reference_steps(models[0], theirs, optimizers[0], cotangents, steps), start=1
+        reference_steps(reference, theirs, optimizers[0], cotangents, steps), start=1
     ):
         weights = take(np.where(numbers >= 0, np.nan_to_num(step.gradients)[numbers], 0.0)).weights
         history.append((step, weights))
@@ -217,7 +219,7 @@ def compare_steps(
         "parameter",
         f"after step {count} of {steps} {leaf.name} differs {words}; before, all were equal",
         Place(history[0][0].rule, other.name, other.shape),
-        Place("Optax" if models[1].framework == "JAX" else "optimizer", leaf.name, leaf.shape),
+        Place("Optax" if port.framework == "JAX" else "optimizer", leaf.name, leaf.shape),
         cause=explain(theirs, watched, numbers, history),
     )
 
