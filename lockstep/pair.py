@@ -1,4 +1,4 @@
-"""``python -m lockstep pair.py`` compares the two models that a file defines; ``record`` writes one of them."""
+"""``python -m lockstep pair.py``: compare the models that a file defines; ``record`` writes one of them."""
 
 import argparse
 import difflib
