@@ -133,7 +133,7 @@ def make_model(
             return OnnxModel(path, *candidates[0])
         from lockstep.record import read
 
-        return read(path)
+        return read(path, candidates[0])
     if not kind:
         raise UserError(f"cannot compare {adapters.describe(given)}")
     from lockstep.trace_jax import JaxModel
@@ -169,6 +169,10 @@ class Comparison:
         second = make_model(port, candidates, self.reference.training, losses[1], exact)
         self.models = first, second
         self.port = second.trace(self.reference)
+        if (self.reference.loss is None) != (self.port.loss is None):
+            raise UserError(
+                "one side has a loss and the other has not; give both, also where one is recorded"
+            )
         assert self.port.binding is not None
         self.binding: Binding = self.port.binding
         self.result.versions = {**self.reference.versions, **self.port.versions}
@@ -344,7 +348,10 @@ class Comparison:
         tables = [
             n
             for n in self.reference.nodes
-            if n.fingerprint is not None and not n.weighted and n.id in self.reference.values and n.dtype[0] in "fc"
+            if n.fingerprint is not None
+            and not n.weighted
+            and n.id in self.reference.values
+            and n.dtype[0] in "fc"
         ]
         changed: set[int] = set(self.replaced)
         for node in self.port.nodes:
@@ -379,7 +386,10 @@ class Comparison:
             self.place(self.reference, self.reference.nodes[t]) if t is not None else None,
             self.place(self.port, self.port.nodes[j]) if j is not None else None,
             [
-                (self.place(self.reference, self.reference.nodes[a]), self.place(self.port, self.port.nodes[b]))
+                (
+                    self.place(self.reference, self.reference.nodes[a]),
+                    self.place(self.port, self.port.nodes[b]),
+                )
                 for a, b in finding.before
             ],
             finding.cause,
@@ -454,9 +464,10 @@ class Comparison:
         mine = self.models[0].rounded(self.reference.weights)
         theirs: Rounded = self.models[1].rounded(weights)
         for label, t, j in self.pairs:
-            names = [k for k, v in self.reference.outputs.items() if v == t], [
-                k for k, v in self.port.outputs.items() if v == j
-            ]
+            names = (
+                [k for k, v in self.reference.outputs.items() if v == t],
+                [k for k, v in self.port.outputs.items() if v == j],
+            )
             a, b = mine.outputs.get(names[0][0]), theirs.outputs.get(names[1][0])
             if a is None or b is None or a.size != b.size or not a.size:
                 continue
@@ -464,9 +475,14 @@ class Comparison:
             floor = max(mine.floor.get(names[0][0], 0.0), float(np.finfo(np.float32).eps) * scale)
             limit = NOISE * floor / scale
             if same_order(a, b, max(limit, 1e-12)) is None:
-                words = f"output{label} in float32 differs by {_size(_distance(a, b))}, though equal in float64; "
+                words = (
+                    f"output{label} in float32 differs by {_size(_distance(a, b))}, though equal in float64; "
+                )
                 words += f"the noise floor is {floor / scale:.1e}"
-                place = self.place(self.reference, self.reference.nodes[t]), self.place(self.port, self.port.nodes[j])
+                place = (
+                    self.place(self.reference, self.reference.nodes[t]),
+                    self.place(self.port, self.port.nodes[j]),
+                )
                 self.result.differences.append(Difference("float32", words, *place))
         self.result.compared.append("the outputs in float32")
 
@@ -481,7 +497,9 @@ class Comparison:
             far = None
             if value is not None and other is not None:
                 order = same_order(value, other, NEAR)
-                far = 0.0 if order is None else distance(np.squeeze(value).transpose(order), np.squeeze(other))
+                far = (
+                    0.0 if order is None else distance(np.squeeze(value).transpose(order), np.squeeze(other))
+                )
             found.append(Row(module, self.reference.nodes[node].shape, far))
         return found
 

@@ -1,4 +1,4 @@
-"""``python -m lockstep pair.py``: compare the two models that a file defines; ``record`` writes one of them."""
+"""``python -m lockstep pair.py``: compare the models that a file defines; ``record`` writes one of them."""
 
 import argparse
 import difflib
@@ -74,7 +74,7 @@ def compare(words: list[str]) -> int:
         inputs,
         port_inputs=call(module, "port_inputs", inputs) if find(module, "port_inputs") else None,
         loss=_both(module, "loss", options.reference is not None),
-        optimizers=None if options.reference else _both(module, "optimizer", False),
+        optimizers=_both(module, "optimizer", options.reference is not None),
         steps=options.steps,
         backward=not options.no_backward,
         float32=not options.no_float32,
@@ -102,15 +102,17 @@ def record(words: list[str]) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="e.g. reference.safetensors")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of rng (0)")
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="training steps to record (10)")
     options = parser.parse_args(words)
     module = load(options.file)
     _check(module, options.file, ("reference", "inputs"))
     from lockstep.comparison import as_inputs, make_model
+    from lockstep.record import record as run
     from lockstep.record import write
 
     inputs = as_inputs(make_inputs(module, options.seed))
-    loss = find(module, "reference_loss")
-    write(options.out, make_model(call(module, "reference"), [inputs], loss=loss), inputs)
+    model = make_model(call(module, "reference"), [inputs], loss=find(module, "reference_loss"))
+    write(options.out, run(model, inputs, find(module, "reference_optimizer"), options.steps))
     print(f"wrote {options.out}")
     return 0
 
@@ -139,16 +141,14 @@ def _both(module: ModuleType, what: str, recorded: bool) -> tuple[Any, Any] | No
     """
     names = [f"reference_{what}", f"port_{what}"]
     defined = [find(module, name) for name in names]
-    if recorded and defined[1] is not None:
-        return None, defined[1]
-    if not any(defined):
+    if not any(defined[recorded:]):
         return None
-    if not all(defined):
+    if not all(defined[recorded:]):
         raise UserError(f"{module.__file__} must define {names[defined.index(None)]} too")
     if what == "optimizer":
         arguments = defined[1].__code__.co_argcount if hasattr(defined[1], "__code__") else 0
-        return defined[0], defined[1] if arguments else call(module, names[1])
-    return defined[0], defined[1]
+        defined[1] = defined[1] if arguments else call(module, names[1])
+    return None if recorded else defined[0], defined[1]
 
 
 def _check(module: ModuleType, path: Path, needed: tuple[str, ...]) -> None:
@@ -159,7 +159,9 @@ def _check(module: ModuleType, path: Path, needed: tuple[str, ...]) -> None:
     for name in vars(module):
         meant = difflib.get_close_matches(name.lower(), known, 1, 0.85)
         if meant and name not in known:
-            print(f"note: {path} defines {name}, which is not used; did you mean {meant[0]}?", file=sys.stderr)
+            print(
+                f"note: {path} defines {name}, which is not used; did you mean {meant[0]}?", file=sys.stderr
+            )
 
 
 def load(path: Path) -> ModuleType:
@@ -169,7 +171,9 @@ def load(path: Path) -> ModuleType:
         UserError: it is missing or fails.
     """
     if not path.is_file():
-        raise UserError(f"there is no file {path}; give a Python file that defines reference, port and inputs")
+        raise UserError(
+            f"there is no file {path}; give a Python file that defines reference, port and inputs"
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no Python file; give one whose name ends in .py")

@@ -1,4 +1,4 @@
-"""A reference's trace in a file: written where the reference runs, compared where only the port does."""
+"""A reference's run in a file: written where the reference can run, compared where only the port can."""
 
 import dataclasses
 import hashlib
@@ -12,9 +12,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from lockstep.adapters import is_array
 from lockstep.errors import UserError
-from lockstep.steps import Step
-from lockstep.trace import Binding, Edit, Gradients, Leaf, Node, Rounded, Site, Trace
+from lockstep.gradients import cotangents
+from lockstep.outputs import labelled
+from lockstep.steps import Step, reference_steps
+from lockstep.trace import Binding, Edit, Gradients, Leaf, Model, Node, Rounded, Site, Trace
 
 FORMAT = "lockstep trace 1"
 HOW = "write it with python -m lockstep record"
@@ -27,59 +30,68 @@ class Recorded:
 
     Attributes:
         inputs: of the run, by label.
-        recorded: what its `Model.trace` gave.
-        backward: what `Model.gradients` gave; None: nothing was recorded.
-        single: what `Model.rounded` gave; None: nothing was recorded.
-        steps: training steps, as many as were recorded.
+        run: what its `Model.trace` gave.
+        backward: what `Model.gradients` gave with the weights of the run and with those that the model had.
+        single: what `Model.rounded` gave.
+        steps: training steps, if it has an optimizer.
     """
 
     inputs: dict[str, np.ndarray]
-    recorded: Trace
-    backward: Gradients | None = None
-    single: Rounded | None = None
-    steps: list[Step] = dataclasses.field(default_factory=list)
+    run: Trace
+    backward: list[Gradients]
+    single: Rounded
+    steps: list[Step]
 
     @property
     def framework(self) -> str:
-        """That of the model which was recorded."""
-        return self.recorded.framework
+        """That of the model that was recorded."""
+        return self.run.framework
 
     def trace(
         self,
         reference: Trace | None = None,
         weights: np.ndarray | None = None,
         replace: Mapping[int, np.ndarray] | None = None,
-        edits: Mapping[int, Edit] | None = None,
     ) -> Trace:
-        """The recorded trace; nothing else can be run."""
-        return self.recorded
+        """See `Model.trace`; nothing else can be run, so a port must be a live model."""
+        if reference is not None:
+            raise UserError("a recorded trace can only be the reference; record the other side, or run both")
+        return self.run
 
-    def gradients(
-        self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray], nodes: tuple[int, ...] = ()
-    ) -> Gradients:
-        """The recorded gradients of the weights."""
-        if self.backward is None:
-            raise UserError("no gradients were recorded; record again without --no-backward")
-        return self.backward
+    def replay(
+        self,
+        trace: Trace,
+        changed: Mapping[int, np.ndarray],
+        edits: Mapping[int, Edit] | None = None,
+        until: int | None = None,
+    ) -> dict[int, np.ndarray]:
+        """See `Model.replay`; nothing is computed again."""
+        return {}
+
+    def gradients(self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray]) -> Gradients:
+        """See `Model.gradients`."""
+        return self.backward[0 if np.array_equal(weights, self.run.weights) else -1]
 
     def rounded(self, weights: np.ndarray) -> Rounded:
-        """The recorded outputs in float32."""
-        if self.single is None:
-            raise UserError("no float32 was recorded; record again without --no-float32")
+        """See `Model.rounded`."""
         return self.single
 
-    def check_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
-        """Refuse to compare a run on other inputs.
 
-        Raises:
-            UserError: they are not those that were recorded.
-        """
-        same = inputs.keys() == self.inputs.keys() and all(
-            np.array_equal(x, self.inputs[label], equal_nan=x.dtype.kind in "fc")
-            for label, x in inputs.items()
-        )
-        if not same:
-            raise UserError("the reference was recorded on other inputs; give the same inputs and --seed")
+def record(model: Model, inputs: tuple[tuple, dict], optimizer: Any, steps: int) -> Recorded:
+    """Run a reference once with all that a comparison asks of it.
+
+    Args:
+        model: the reference.
+        inputs: as it takes them.
+        optimizer: as `steps.compare_steps` takes the reference's; None: no training steps.
+        steps: how many.
+    """
+    run = model.trace()
+    factors = cotangents(run)
+    weights = [run.weights] if np.array_equal(run.weights, run.given) else [run.weights, run.given]
+    backward = [model.gradients(numbers, factors) for numbers in weights]
+    trained = list(reference_steps(model, run, optimizer, factors, steps)) if optimizer is not None else []
+    return Recorded(labelled(inputs, is_array), run, backward, model.rounded(run.weights), trained)
 
 
 def write(path: Path, recorded: Recorded) -> None:
@@ -89,9 +101,7 @@ def write(path: Path, recorded: Recorded) -> None:
         UserError: the file cannot be written.
     """
     tensors: dict[str, np.ndarray] = {}
-    content = json.dumps(
-        {f.name: _pack(getattr(recorded, f.name), tensors) for f in dataclasses.fields(recorded)}
-    )
+    content = json.dumps([_pack(getattr(recorded, f.name), tensors) for f in dataclasses.fields(recorded)])
     metadata = {"format": FORMAT, "content": content, "sha256": _digest(content, tensors)}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -102,11 +112,11 @@ def write(path: Path, recorded: Recorded) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def read(path: Path) -> Recorded:
+def read(path: Path, inputs: tuple[tuple, dict]) -> Recorded:
     """Read what `write` wrote.
 
     Raises:
-        UserError: the file is missing, something else, or damaged.
+        UserError: the file is missing, something else, damaged, or of a run on other inputs.
     """
     try:
         with safe_open(path, "numpy") as file:
@@ -114,12 +124,19 @@ def read(path: Path) -> Recorded:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as a recorded trace ({error}); {HOW}") from error
+    content = metadata.get("content", "")
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} is no recorded trace of this version of Lockstep; {HOW}")
-    content = metadata.get("content", "")
     if metadata.get("sha256") != _digest(content, tensors):
-        raise UserError(f"{path} is damaged: its SHA-256 is not that of its content; {HOW}")
-    return Recorded(**{name: _unpack(x, tensors) for name, x in json.loads(content).items()})
+        raise UserError(f"{path} is damaged: its content is not what was written; {HOW} again")
+    recorded = Recorded(*(_unpack(x, tensors) for x in json.loads(content)))
+    given = labelled(inputs, is_array)
+    if given.keys() != recorded.inputs.keys() or not all(
+        np.array_equal(x, recorded.inputs[label], equal_nan=x.dtype.kind in "fc")
+        for label, x in given.items()
+    ):
+        raise UserError(f"{path} was recorded on other inputs; give the same inputs and --seed")
+    return recorded
 
 
 def _digest(content: str, tensors: Mapping[str, np.ndarray]) -> str:
@@ -132,17 +149,13 @@ def _digest(content: str, tensors: Mapping[str, np.ndarray]) -> str:
 def _pack(x: Any, tensors: dict[str, np.ndarray]) -> Any:
     """A value as JSON; arrays go to ``tensors``."""
     if isinstance(x, np.ndarray):
-        name = str(len(tensors))
         if x.dtype.kind == "V":  # bfloat16, which NumPy alone does not know
             x = x.astype(np.float32)
-        is_complex = x.dtype.kind == "c"
-        x = (
-            np.ascontiguousarray(x.astype(np.complex128)).view(np.float64).reshape(*x.shape, 2)
-            if is_complex
-            else x
-        )
+        name, kind = str(len(tensors)), "complex" if x.dtype.kind == "c" else "array"
+        if kind == "complex":
+            x = np.stack([x.real, x.imag], -1).astype(np.float64)
         tensors[name] = np.ascontiguousarray(x).reshape(x.shape)
-        return {"complex" if is_complex else "array": name}
+        return {kind: name}
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         return {type(x).__name__: [_pack(getattr(x, f.name), tensors) for f in dataclasses.fields(x)]}
     if isinstance(x, Mapping):
@@ -160,7 +173,7 @@ def _unpack(x: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     if kind == "array":
         return tensors[content]
     if kind == "complex":
-        return np.ascontiguousarray(tensors[content]).view(np.complex128)[..., 0]
+        return tensors[content][..., 0] + 1j * tensors[content][..., 1]
     if kind == "map":
         return {_unpack(key, tensors): _unpack(value, tensors) for key, value in content}
     values = [_unpack(value, tensors) for value in content]

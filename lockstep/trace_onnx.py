@@ -91,9 +91,8 @@ class OnnxModel:
         reference: Trace | None = None,
         weights: np.ndarray | None = None,
         replace: Mapping[int, np.ndarray] | None = None,
-        edits: Mapping[int, Edit] | None = None,
     ) -> Trace:
-        """See `Model.trace`; edits are not supported."""
+        """See `Model.trace`."""
         recorder = Recorder(self.framework, reference, weights, replace)
         leaves = recorder.leaves((name, x, True, False) for name, x in self.weights.items())
         known = dict(zip(self.weights, leaves, strict=True))
@@ -107,9 +106,17 @@ class OnnxModel:
         recorder.trace.versions = {name: version(name) for name in ("onnx", "numpy")}
         return recorder.finish()
 
-    def gradients(
-        self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray], nodes: tuple[int, ...] = ()
-    ) -> Gradients:
+    def replay(
+        self,
+        trace: Trace,
+        changed: Mapping[int, np.ndarray],
+        edits: Mapping[int, Edit] | None = None,
+        until: int | None = None,
+    ) -> dict[int, np.ndarray]:
+        """See `Model.replay`; nothing is computed again."""
+        return {}
+
+    def gradients(self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray]) -> Gradients:
         """There are none."""
         raise UserError(f"{self.path} has no gradients")
 

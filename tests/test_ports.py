@@ -5,7 +5,7 @@ import pytest
 from tests.ports import CASES
 from tests.ports.__main__ import compare, count, judge
 
-pytestmark = pytest.mark.subprocess
+pytestmark = [pytest.mark.slow, pytest.mark.subprocess]
 RIGHT = list({(case.port, *case.variables.items()): case for case in CASES}.values())
 
 
