@@ -1,112 +1,179 @@
-"""``python -m lockstep pair.py``: compare the two models that a file defines."""
+"""``python -m lockstep pair.py``: compare the models that a file defines; ``record`` writes one of them."""
 
+import argparse
 import difflib
 import importlib.util
 import sys
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from recipe import console
-from recipe.checkpoint import write_atomically
-from recipe.console import UserError, check_range, explain, option
-from recipe.run import MAX_SEED
+from lockstep.errors import UserError
 
-NEEDED = ("torch_model", "flax_model", "inputs")
-OPTIONAL = ("pairs", "flax_inputs", "torch_loss", "flax_loss", "torch_optimizer", "flax_optimizer")
+NAMES = {  # what a file may define: its name here, and that of the time when only these two were compared
+    "reference": "torch_model", "port": "flax_model", "inputs": "inputs", "port_inputs": "flax_inputs",
+    "reference_loss": "torch_loss", "port_loss": "flax_loss",
+    "reference_optimizer": "torch_optimizer", "port_optimizer": "flax_optimizer",
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class PairOptions:
-    """Compare a PyTorch model with its Flax port, layer by layer.
-
-    The file defines torch_model(), flax_model() and inputs(rng).
-
-    docs/porting.md says what else it may define.
-
-    Exit code 0: equal, 1: different, 2: an error.
-    """
-
-    file: Path = option(help="The file, e.g. pair.py")
-    weights: bool = option(
-        True,
-        "Copy PyTorch's weights into Flax; --no-weights compares them too, e.g. of a converted checkpoint",
+def make_parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lockstep",
+        description="Compare a model with its port, operation by operation, in float64. The file defines "
+        "reference(), port() and inputs(rng); docs/porting.md says what else it may define. "
+        "Exit code 0: equal, 1: different, 2: an error.",
     )
-    backward: bool = option(True, "Compare gradients")
-    float32: bool = option(True, "Compare in float32 too, against the noise floor")
-    steps: int = option(10, "Training steps to compare if there are optimizers")
-    seed: int = option(0, "Of the inputs")
-    json: Path | None = option(None, "Write the result to this file")
-    arrays: Path | None = option(None, "Write the arrays of the first difference to this .npz file")
+    parser.add_argument("file", type=Path, help="the file, e.g. pair.py")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file")
+    parser.add_argument("--no-weights", action="store_true", help="compare the given weights too")
+    parser.add_argument("--no-backward", action="store_true", help="leave out gradients")
+    parser.add_argument("--no-float32", action="store_true", help="leave out float32")
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="training steps to compare (10)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of rng (0)")
+    parser.add_argument("--table", action="store_true", help="show each module of the reference")
+    parser.add_argument("--exact", action="store_true", help="evaluate JAX's primitives by JAX, not by NumPy")
+    parser.add_argument("--reference", type=Path, metavar="FILE", help="a recorded trace or an .onnx file")
+    return parser
 
 
-def main(options: PairOptions) -> None:
-    """Compare, print, and exit with 1 if something differs.
+def main(words: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    try:
+        return record(words[1:]) if words[:1] == ["record"] else compare(words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def compare(words: list[str]) -> int:
+    """Compare as the command line says and print the result.
 
     Raises:
         UserError: the file cannot be used, or what `lockstep.compare` raises.
     """
+    import lockstep
+
+    options = make_parser().parse_args(words)
+    if options.steps < 1 or options.seed < 0:
+        raise UserError("--steps must be at least 1 and --seed at least 0")
+    if options.json and not options.json.resolve().parent.is_dir():
+        raise UserError(f"--json: there is no folder {options.json.parent}")
+    module = load(options.file)
+    needed = ("port", "inputs") if options.reference else ("reference", "port", "inputs")
+    _check(module, options.file, needed)
+    inputs = make_inputs(module, options.seed)
+    given = dict(getattr(module, "OPTIONS", {}))
+    if options.no_weights:
+        given["copy_weights"] = False
+    result = lockstep.compare(
+        str(options.reference) if options.reference else call(module, "reference"),
+        call(module, "port"),
+        inputs,
+        port_inputs=call(module, "port_inputs", inputs) if find(module, "port_inputs") else None,
+        loss=_both(module, "loss", options.reference is not None),
+        optimizers=_both(module, "optimizer", options.reference is not None),
+        steps=options.steps,
+        backward=not options.no_backward,
+        float32=not options.no_float32,
+        exact=options.exact,
+        progress=_say,
+        **given,
+    )
+    if options.table:
+        from rich.console import Console
+
+        Console(width=80).print(result.table())
+    print(result)
+    if options.json:
+        options.json.write_text(result.to_json() + "\n")
+    return 0 if result.equal else 1
+
+
+def record(words: list[str]) -> int:
+    """Write the trace of a file's reference, to be compared in another environment.
+
+    Raises:
+        UserError: the file cannot be used or written.
+    """
+    parser = argparse.ArgumentParser(prog="python -m lockstep record")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="e.g. reference.safetensors")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of rng (0)")
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="training steps to record (10)")
+    options = parser.parse_args(words)
+    module = load(options.file)
+    _check(module, options.file, ("reference", "inputs"))
+    from lockstep.comparison import as_inputs, make_model
+    from lockstep.record import record as run
+    from lockstep.record import write
+
+    inputs = as_inputs(make_inputs(module, options.seed))
+    model = make_model(call(module, "reference"), [inputs], loss=find(module, "reference_loss"))
+    write(options.out, run(model, inputs, find(module, "reference_optimizer"), options.steps))
+    print(f"wrote {options.out}")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(f"... {text}", file=sys.stderr, flush=True)
+
+
+def find(module: ModuleType, name: str) -> Any:
+    """What a file defines under a name or its older one; None if it does not."""
+    return getattr(module, name, None) or getattr(module, NAMES[name], None)
+
+
+def make_inputs(module: ModuleType, seed: int) -> Any:
+    """The inputs that a file makes of a seed."""
     import numpy as np
 
-    check_range("--seed", options.seed, 0, MAX_SEED)
-    check_range("--steps", options.steps, 1, 10_000)
-    module = load(options.file)
-    from lockstep.models import compare
-
-    given = call(module, "inputs", np.random.default_rng(options.seed))
-    result = compare(
-        call(module, "torch_model"),
-        call(module, "flax_model"),
-        given,
-        flax_inputs=call(module, "flax_inputs", given) if hasattr(module, "flax_inputs") else None,
-        pairs=getattr(module, "pairs", None),
-        copy_weights=options.weights,
-        loss=both(module, "torch_loss", "flax_loss"),
-        optimizers=both(module, "torch_optimizer", "flax_optimizer"),
-        steps=options.steps,
-        backward=options.backward,
-        float32=options.float32,
-    )
-    if console.screen.is_terminal:
-        console.screen.print(result)
-    else:  # 80 columns, as a file has them, are too few for the table
-        print(result)
-    if options.json:
-        write_atomically(options.json, result.to_json().encode())
-    if options.arrays and result.first:
-        result.save_arrays(options.arrays)
-    elif options.arrays:
-        console.show_notice(f"nothing differs, so {options.arrays} was not written")
-    if not result.equal:
-        sys.exit(1)
+    return call(module, "inputs", np.random.default_rng(seed))
 
 
-def both(module: ModuleType, torch_name: str, flax_name: str) -> tuple[Any, Any] | None:
-    """PyTorch's and Flax's of something; an Optax transformation is made, the rest are functions.
+def _both(module: ModuleType, what: str, recorded: bool) -> tuple[Any, Any] | None:
+    """The reference's and the port's loss, or optimizers; an Optax transformation is made.
 
     Raises:
         UserError: only one is defined.
     """
-    defined = [hasattr(module, name) for name in (torch_name, flax_name)]
-    if not any(defined):
+    names = [f"reference_{what}", f"port_{what}"]
+    defined = [find(module, name) for name in names]
+    if not any(defined[recorded:]):
         return None
-    if not all(defined):
-        missing = (torch_name, flax_name)[defined.index(False)]
-        raise UserError(f"{module.__file__} must define {missing} too")
-    flax = call(module, flax_name) if flax_name == "flax_optimizer" else getattr(module, flax_name)
-    return getattr(module, torch_name), flax
+    if not all(defined[recorded:]):
+        raise UserError(f"{module.__file__} must define {names[defined.index(None)]} too")
+    if what == "optimizer":
+        arguments = defined[1].__code__.co_argcount if hasattr(defined[1], "__code__") else 0
+        defined[1] = defined[1] if arguments else call(module, names[1])
+    return None if recorded else defined[0], defined[1]
+
+
+def _check(module: ModuleType, path: Path, needed: tuple[str, ...]) -> None:
+    missing = [name for name in needed if not callable(find(module, name))]
+    if missing:
+        raise UserError(f"{path} must define the function {' and '.join(missing)}; see docs/porting.md")
+    known = [*NAMES, *NAMES.values()]
+    for name in vars(module):
+        meant = difflib.get_close_matches(name.lower(), known, 1, 0.85)
+        if meant and name not in known:
+            print(
+                f"note: {path} defines {name}, which is not used; did you mean {meant[0]}?", file=sys.stderr
+            )
 
 
 def load(path: Path) -> ModuleType:
     """Run a file as a module; its folder can be imported from.
 
     Raises:
-        UserError: it is missing, fails, or lacks a function.
+        UserError: it is missing or fails.
     """
     if not path.is_file():
-        raise UserError(f"there is no file {path}; give a Python file that defines {', '.join(NEEDED)}")
+        raise UserError(
+            f"there is no file {path}; give a Python file that defines reference, port and inputs"
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no Python file; give one whose name ends in .py")
@@ -116,14 +183,7 @@ def load(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"{path} fails{_line(error, path)}: {explain(error)}") from error
-    missing = [name for name in NEEDED if not callable(getattr(module, name, None))]
-    if missing:
-        raise UserError(f"{path} must define the function {' and '.join(missing)}; see docs/porting.md")
-    for name in vars(module):
-        meant = difflib.get_close_matches(name.lower(), OPTIONAL, 1, 0.85)
-        if meant and name not in OPTIONAL:
-            console.show_notice(f"{path} defines {name}, which is not used; did you mean {meant[0]}?")
+        raise UserError(f"{path} fails{_line(error, path)}: {_explain(error)}") from error
     return module
 
 
@@ -134,6 +194,11 @@ def _line(error: Exception, path: Path) -> str:
     return f" at line {lines[-1]}" if lines else ""
 
 
+def _explain(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def call(module: ModuleType, name: str, *arguments: Any) -> Any:
     """What a function of the file returns.
 
@@ -141,9 +206,9 @@ def call(module: ModuleType, name: str, *arguments: Any) -> Any:
         UserError: it fails.
     """
     try:
-        return getattr(module, name)(*arguments)
+        return find(module, name)(*arguments)
     except UserError:
         raise
     except Exception as error:
         path = Path(str(module.__file__))
-        raise UserError(f"{name} in {path} fails{_line(error, path)}: {explain(error)}") from error
+        raise UserError(f"{name} in {path} fails{_line(error, path)}: {_explain(error)}") from error

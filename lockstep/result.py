@@ -1,60 +1,110 @@
-"""What a comparison of two models found: one row a layer, the first difference, and how to print it."""
+"""What a comparison found, and how it is said: on screen within 80 columns, and as JSON."""
 
 import io
 import json
+import linecache
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-from rich.console import Console, Group
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from recipe.checkpoint import write_atomically
+from lockstep.trace import Source
 
-COLUMNS = {
-    "input": "input",
-    "output": "output",
-    "input_gradient": "gradient\nof input",
-    "parameter_gradient": "of para-\nmeters",
-    "float32": "float32",
-    "noise": "its noise\nfloor",
+WIDTH = 80
+KINDS = {
+    "values": "the same inputs, another result",
+    "order": "the same numbers, arranged otherwise",
+    "wiring": "the operations take different tensors",
+    "missing": "one side lacks it",
+    "weights": "the given weights differ",
+    "gradient": "equal forward, another gradient",
+    "state": "another state after the pass",
+    "setting": "another setting",
+    "precision": "a narrower type on one side only",
+    "loss": "another loss of equal outputs",
+    "parameter": "another parameter after training steps",
+    "float32": "equal in float64, further apart in float32 than rounding explains",
 }
 
 
 @dataclass
-class Row:
-    """One call of a pair of layers, or what belongs to no layer: ``(output)``, ``(loss)``, ``(step N)``.
+class Place:
+    """Where one side is at a difference."""
 
-    Differences are relative: norm of the difference over the norm of PyTorch's. None: not compared.
+    op: str
+    module: str = ""
+    shape: tuple[int, ...] = ()
+    sources: tuple[Source, ...] = ()  # innermost first
+    takes: tuple[Source, ...] = ()  # lines on which its operands were made, where they are others
+
+    def to_json(self) -> dict[str, Any]:
+        """Files without folders, so that it says the same on every machine."""
+        return {
+            "op": self.op,
+            "module": self.module,
+            "shape": list(self.shape),
+            "sources": [[PurePath(file).name, line] for file, line in (*self.sources, *self.takes)],
+        }
+
+    def lines(self) -> list[str]:
+        """What is computed, and each line of the user's code with its text."""
+        what = " ".join(
+            filter(None, [self.op, f"of {self.module}" if self.module else "", _shape(self.shape)])
+        )
+        found = [what]
+        shown = [("<- " if i else "", line) for i, line in enumerate(self.sources[:3])]
+        for arrow, (file, number) in [*shown, *(("takes ", line) for line in self.takes)]:
+            text = linecache.getline(file, number).strip()
+            found.append(f"{arrow}{PurePath(file).name}:{number}" + (f": {text}" if text else ""))
+        return found
+
+
+@dataclass
+class Difference:
+    """One difference: at most one for each fault.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        difference: in words, with how far the numbers are apart.
+        reference: the place in the reference; None where it has none.
+        port: the place in the port.
+        before: what was equal before: the places of both sides.
+        cause: in words, only if it reproduces the numbers; else empty.
     """
 
-    torch: str
-    flax: str
     kind: str
-    weights: float | None = None  # before the first step, largest of the layer's
-    input: float | None = None  # when both models run freely
-    free: float | None = None  # output when both run freely
-    output: float | None = None  # of the layer given PyTorch's input, as everything below
-    statistics: float | None = None  # after the call
-    input_gradient: float | None = None
-    parameter_gradient: float | None = None
-    output_gradient: float | None = None  # of the loss by the layer's output, when both run freely
-    float32: float | None = None  # output or gradient when both run freely in float32
-    noise: float | None = None  # the same between PyTorch and itself with its weights moved by one unit
-    allclose: bool | None = None  # of a model's output: what np.allclose says with 1e-3
-    what: str = ""  # which of these differs: see `lockstep.models.compare`; empty if none
-    where: str = ""  # in words
-    cause: str = ""  # the likely one, if one was found
-    # equal; different; follows: differs only because something before it does; not compared
-    verdict: str = "equal"
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)  # to reproduce the difference with
+    difference: str
+    reference: Place | None = None
+    port: Place | None = None
+    before: list[tuple[Place, Place]] = field(default_factory=list)
+    cause: str = ""
+    also: int = 0  # further calls of the same lines with the same cause
 
-    @property
-    def name(self) -> str:
-        """PyTorch's name; Flax's where PyTorch has none."""
-        return self.torch or self.flax
+    def to_json(self) -> dict[str, Any]:
+        """As `Result.to_json` has it."""
+        return {
+            "kind": self.kind,
+            "difference": self.difference,
+            "cause": self.cause,
+            "reference": self.reference.to_json() if self.reference else None,
+            "port": self.port.to_json() if self.port else None,
+        }
+
+
+@dataclass
+class Row:
+    """One call of a module of the reference: the largest difference of its output, relative to its size.
+
+    None: the port has no value to compare it with.
+    """
+
+    module: str
+    shape: tuple[int, ...]
+    difference: float | None
 
 
 @dataclass
@@ -62,104 +112,109 @@ class Result:
     """A comparison of two models.
 
     Attributes:
-        rows: in the order of PyTorch's calls.
-        first: the first row that differs in the order of execution: forward, loss, backward, steps.
-        notes: what was not compared, and what was changed for the comparison.
+        equal: whether everything that was compared is equal.
+        differences: in the order of execution: weights, forward, state, loss, gradients, training steps.
+        notes: what was changed for the comparison, what was not compared, and harmless differences.
+        compared: what was, in words, such as "2 outputs" or "gradients of 12 parameters".
+        rows: a table of the reference's modules.
+        versions: of the packages that took part.
+        seconds: how long it took.
     """
 
-    rows: list[Row]
-    first: Row | None
-    notes: list[str]
-    steps: int = 0
-    floor: bool = False  # whether float32 was compared too
+    differences: list[Difference] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    compared: list[str] = field(default_factory=list)
+    near: bool = False  # equal within float32's rounding only
+    rows: list[Row] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def equal(self) -> bool:
         """Whether everything that was compared is equal."""
-        return self.first is None
+        return not self.differences
 
     @property
-    def compared(self) -> list[Row]:
-        """The rows that were compared."""
-        return [row for row in self.rows if row.verdict != "not compared"]
+    def first(self) -> Difference | None:
+        """The first difference."""
+        return self.differences[0] if self.differences else None
 
     @property
     def verdict(self) -> str:
-        """The result in a sentence or two."""
-        if self.first is None:
-            steps = f", and so are {self.steps} training steps" if self.steps else ""
-            less = (
-                " What is listed as not compared may differ." if len(self.compared) < len(self.rows) else ""
-            )
-            return f"equal: {len(self.compared)} of {len(self.rows)} rows are equal in float64{steps}.{less}"
-        unknown = "none of those that were tried"
-        lines = [f"first difference: {self.first.where}", f"likely cause: {self.first.cause or unknown}"]
-        others = [row for row in self.rows if row.what not in ("", "float32") and row is not self.first]
-        lines += [f"also: {row.where}; likely cause: {row.cause or unknown}" for row in others]
-        return "\n".join(lines)
-
-    def table(self) -> Table:
-        """The rows as a table of rich."""
-        shown = {
-            key: title
-            for key, title in COLUMNS.items()
-            if any(getattr(r, key) is not None for r in self.rows)
-        }
-        table = Table(title="relative differences, PyTorch and Flax")
-        for title in ("PyTorch", "Flax", "kind"):
-            table.add_column(title, overflow="fold")
-        for title in shown.values():
-            table.add_column(title, justify="right", no_wrap=True)
-        table.add_column("verdict", overflow="fold")
-        for row in self.rows:
-            numbers = [_format(getattr(row, key)) for key in shown]
-            style = {"different": "bold red", "not compared": "dim"}.get(row.verdict)
-            verdict = f"differs: {row.what}" if row.what else row.verdict
-            table.add_row(row.torch, row.flax, row.kind, *numbers, verdict, style=style)
-        return table
-
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        yield self.table()
-        yield from self.notes
-        yield self.verdict
-
-    def __str__(self) -> str:
-        screen = io.StringIO()
-        console = Console(file=screen, width=120, highlight=False, markup=False)
-        console.print(Group(self.table()))
-        return screen.getvalue() + "\n".join([*self.notes, self.verdict])
+        """``equal``, ``equal within float32's rounding`` or ``different``, and what was compared."""
+        if self.differences:
+            n = len(self.differences)
+            return f"different: {n} difference{'s' if n > 1 else ''}"
+        word = "equal within float32's rounding" if self.near else "equal in float64"
+        return f"{word}: {', '.join(self.compared)}" if self.compared else word
 
     def to_json(self) -> str:
-        """Everything but the arrays; a difference that is not a number (shapes differ) is ``"inf"``."""
-
-        def plain(row: Row) -> dict[str, Any]:
-            fields = {key: value for key, value in vars(row).items() if key != "arrays"}
-            return {
-                k: ("inf" if isinstance(v, float) and not np.isfinite(v) else v) for k, v in fields.items()
-            }
-
+        """The whole result as JSON; sources are innermost first."""
         content = {
             "equal": self.equal,
-            "first": None if self.first is None else plain(self.first),
-            "rows": [plain(row) for row in self.rows],
+            "verdict": self.verdict,
+            "differences": [difference.to_json() for difference in self.differences],
             "notes": self.notes,
-            "steps": self.steps,
+            "versions": self.versions,
+            "seconds": round(self.seconds, 2),
         }
         return json.dumps(content, indent=1)
 
-    def save_arrays(self, path: Path | str) -> None:
-        """Write the arrays of the first difference as an .npz file, readable without pickle.
+    def table(self) -> Table:
+        """One row a module call of the reference."""
+        table = Table(title="largest relative difference of each module's output", width=WIDTH)
+        table.add_column("module", overflow="fold")
+        table.add_column("shape", overflow="fold")
+        table.add_column("difference", justify="right")
+        for row in self.rows:
+            far = "not in the port" if row.difference is None else f"{row.difference:.0e}"
+            table.add_row(escape(row.module), _shape(row.shape), far)
+        return table
 
-        Raises:
-            UserError: the file cannot be written.
-        """
-        content = io.BytesIO()
-        arrays = self.first.arrays if self.first else {}
-        np.savez_compressed(content, allow_pickle=False, **arrays)
-        write_atomically(Path(path), content.getvalue())
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        yield escape(self.verdict)
+        for number, difference in enumerate(self.differences, 1):
+            yield ""
+            yield from (escape(line) for line in _report(number, difference))
+        if self.notes:
+            yield ""
+        for note in self.notes:
+            yield from (escape(line) for line in _wrap("note: ", note))
+
+    def __str__(self) -> str:
+        screen = io.StringIO()
+        console = Console(file=screen, width=WIDTH, highlight=False, soft_wrap=True)
+        console.print(self)
+        return screen.getvalue().rstrip("\n")
 
 
-def _format(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "0" if value == 0 else f"{value:.0e}"
+def _report(number: int, difference: Difference) -> Iterator[str]:
+    yield from _wrap(f"{number}. ", f"{difference.kind}: {difference.difference}")
+    for reference, port in difference.before:
+        yield from _wrap("   equal before  ", reference.lines()[0] + " = " + port.lines()[0])
+    for name, place in (("reference", difference.reference), ("port", difference.port)):
+        if place is not None:
+            first, *rest = place.lines()
+            yield from _wrap(f"   {name:13s} ", first)
+            for line in rest:
+                yield (" " * 17 + line)[:WIDTH]
+    if difference.also:
+        yield f"   also          at {difference.also} further calls of these lines"
+    if difference.cause:
+        yield from _wrap("   cause         ", difference.cause)
+
+
+def _wrap(start: str, text: str) -> list[str]:
+    """Lines within the width; those after the first are indented as far as the text."""
+    lines, line = [], start
+    for word in text.split():
+        gap = "" if line.endswith(" ") else " "
+        if len(line) + len(gap) + len(word) > WIDTH and line.strip() and len(line) > len(start):
+            lines.append(line)
+            line, gap = " " * len(start), ""
+        line += gap + word
+    return [*lines, line]
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, shape))})" if shape else ""

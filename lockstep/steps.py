@@ -1,212 +1,234 @@
-"""Training steps of both models, compared after each, and the setting that explains a difference."""
+"""Training steps: both optimizers on the same gradients, and the setting in which they differ.
 
+After equal outputs and gradients only the optimizers can differ. So the port's gets the reference's gradients
+by the binding of the weights: no other rounding is in the way, and the port's model need not run again.
+"""
+
+import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
-import jax
 import numpy as np
-import torch
-from flax import nnx
 
-from lockstep.layers import Layers
-from lockstep.observe import SMALL, difference, largest
-from lockstep.observe_flax import by_path
-from lockstep.observe_torch import TorchSide, to_numpy
-from lockstep.result import Row
-from recipe.console import UserError, reason
+from lockstep.errors import UserError
+from lockstep.result import Difference, Place
+from lockstep.trace import Leaf, Model, Trace
+from lockstep.values import NEAR
 
-RELATIVE = 1e-9  # what rounding may grow to in a few steps
-MOMENTA = {"mu": "exp_avg", "nu": "exp_avg_sq", "trace": "momentum_buffer"}  # Optax, PyTorch
-KNOWN = ("SGD", "Adam", "AdamW")  # the optimizers that `Rule` describes
-MAX_EXPLAINED = 8  # tensors on which an optimizer's settings are tried
-
-Tensors = dict[Any, np.ndarray]
+FEW = 8  # leaves that decide about a cause
+NOISE = 4e-16  # of a weight: two roundings
+EPSILON = 1e-6  # that torch.nn.utils.clip_grad_norm_ adds to the norm
+RULES = {"SGD": "SGD", "Adam": "Adam", "AdamW": "Adam", "RMSprop": "RMSprop"}
 
 
 @dataclass
-class Trace:
-    """What PyTorch's training steps used."""
+class Step:
+    """What one training step of the reference used and made; arrays are as `Trace.weights`.
 
-    start: Tensors
-    gradients: list[Tensors] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)  # of each step and of the one after the last
-    group: dict[str, Any] = field(default_factory=dict)
-    optimizer: str = ""
+    Attributes:
+        gradients: as the backward pass left them; NaN: none.
+        weights: after the step.
+        clipped: the norm of the gradients as the optimizer took them.
+        groups: settings of each parameter group, of PyTorch.
+        members: index of the group by the leaf's name.
+        rule: the optimizer's class.
+    """
+
+    gradients: np.ndarray
+    weights: np.ndarray
+    clipped: float = 0.0
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    members: dict[str, int] = field(default_factory=dict)
+    rule: str = "Optax"
 
 
-def compare_steps(layers: Layers, torch_model: Any, optimizers: tuple[Any, Any], steps: int) -> Row:
-    """Train both and compare parameters, momenta and statistics after every step.
+Stepper = Callable[[np.ndarray], Step]  # takes a step with gradients, as `Trace.weights`
+
+
+def make_stepper(model: Any, trace: Trace, optimizer: Any) -> Stepper:
+    """An optimizer with the weights of a trace, in float64.
+
+    Raises:
+        UserError: ``optimizer`` is none, or has parameters that are not the model's.
+    """
+    weights = np.real(trace.weights).copy()
+    parts = {
+        leaf.name: weights[leaf.start : leaf.stop].reshape(leaf.shape)
+        for leaf in trace.leaves
+        if leaf.trainable
+    }
+    make = _make_torch if model.framework == "PyTorch" else _make_optax
+    step = make(model, parts, optimizer)
+
+    def take(gradients: np.ndarray) -> Step:
+        given = {
+            leaf.name: gradients[leaf.start : leaf.stop].reshape(leaf.shape)
+            for leaf in trace.leaves
+            if leaf.name in parts
+        }
+        try:
+            return replace(step(given), gradients=gradients, weights=weights.copy())
+        except TypeError as error:  # LBFGS wants a closure, ReduceLROnPlateau and some of Optax the loss
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the optimizer of {model.framework} cannot take a step alone: {reason}"
+            ) from error
+
+    return take
+
+
+def _make_torch(
+    model: Any, weights: dict[str, np.ndarray], given: Any
+) -> Callable[[dict[str, np.ndarray]], Step]:
+    import torch
+
+    schedulers = torch.optim.lr_scheduler.LRScheduler
+    fixed = isinstance(given, torch.optim.Optimizer | schedulers)
+    module, made = copy.deepcopy((model.original, given if fixed else None))
+    module.double()
+    made = made if fixed else given(module.parameters()) if callable(given) else given
+    scheduler = made if isinstance(made, schedulers) else None
+    optimizer: Any = scheduler.optimizer if scheduler else made
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        wanted = "an optimizer, a scheduler or a function from parameters to one"
+        raise UserError(f"the PyTorch optimizer must be {wanted}, not {type(made).__name__}")
+    tensors = dict(module.named_parameters())
+    names, groups = {id(tensor): name for name, tensor in tensors.items()}, optimizer.param_groups
+    if any(id(tensor) not in names for group in groups for tensor in group["params"]):
+        raise UserError("the PyTorch optimizer has parameters that are not the model's")
+    members = {names[id(tensor)]: i for i, group in enumerate(groups) for tensor in group["params"]}
+    for name, numbers in weights.items():
+        tensors[name].data = torch.from_numpy(numbers)  # the same memory
+
+    def step(gradients: dict[str, np.ndarray]) -> Step:
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        for name, gradient in gradients.items():
+            tensors[name].grad = None if np.isnan(gradient).any() else torch.from_numpy(gradient.copy())
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        squares = [float(t.grad.square().sum()) for t in tensors.values() if t.grad is not None]
+        nothing = np.zeros(0)
+        return Step(nothing, nothing, sum(squares) ** 0.5, settings, members, type(optimizer).__name__)
+
+    return step
+
+
+def _make_optax(
+    model: Any, weights: dict[str, np.ndarray], given: Any
+) -> Callable[[dict[str, np.ndarray]], Step]:
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    if not hasattr(given, "init") or not hasattr(given, "update"):
+        raise UserError(f"the JAX optimizer must be an Optax transformation, not {type(given).__name__}")
+    tree = model.adapter.parameters(list(model.adapter.names))
+
+    def widen(x: Any) -> Any:  # a schedule has the precision of its count
+        return jnp.asarray(x, np.int64) if jnp.issubdtype(jnp.result_type(x), np.integer) else x
+
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda name: jnp.array(weights[name]), tree)
+        memory = jax.tree.map(widen, given.init(params))
+
+    def step(gradients: dict[str, np.ndarray]) -> Step:
+        nonlocal params, memory
+        with jax.enable_x64(True):
+            grads = jax.tree.map(lambda name: jnp.asarray(np.nan_to_num(gradients[name])), tree)
+            updates, memory = given.update(grads, memory, params)
+            params = optax.apply_updates(params, updates)
+        for name, x in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True):
+            weights[name][...] = np.asarray(x)
+        return Step(np.zeros(0), np.zeros(0))
+
+    return step
+
+
+def reference_steps(
+    model: Model, trace: Trace, optimizer: Any, cotangents: Mapping[str, np.ndarray], steps: int
+) -> Iterator[Step]:
+    """The reference's own training steps; those of a recorded trace as they were."""
+    recorded: list[Step] | None = getattr(model, "steps", None)
+    if recorded is not None:
+        if len(recorded) < steps:
+            raise UserError(f"{len(recorded)} training steps were recorded; record with --steps {steps}")
+        yield from recorded[:steps]
+        return
+    take, weights = make_stepper(model, trace, optimizer), trace.weights
+    for _ in range(steps):
+        step = take(np.real(model.gradients(weights, cotangents).weights))
+        weights = step.weights
+        yield step
+
+
+def compare_steps(
+    reference: Model,
+    port: Model,
+    traces: tuple[Trace, Trace],
+    optimizers: tuple[Any, Any],
+    cotangents: Mapping[str, np.ndarray],
+    steps: int,
+) -> Difference | None:
+    """Take training steps with both optimizers and compare the parameters after each.
 
     Args:
-        layers: compared forward and backward, without a difference.
-        torch_model: the model as it was given.
-        optimizers: see `lockstep.models.compare`.
+        reference: the reference.
+        port: a live model.
+        traces: of both; the port's has the binding.
+        optimizers: of PyTorch an optimizer, a scheduler or a function from parameters to one; of JAX an Optax
+            transformation.
+        cotangents: of the reference's outputs, where it has no loss.
         steps: how many.
 
     Returns:
-        A row that says at which step which tensor parts, or that none does.
+        The first parameter that differs, with the cause if one setting explains every number.
 
     Raises:
-        UserError: an optimizer that is none, or that has other parameters than the model's.
+        UserError: an optimizer that is none, has other parameters, or cannot take a step alone.
     """
-    given, transform = optimizers
-    side, optimizer, scheduler = _torch_optimizer(torch_model, given)
-    if not hasattr(transform, "init") or not hasattr(transform, "update"):
-        raise UserError(f"optimizers: Flax's must be an Optax transformation, not {type(transform).__name__}")
-    table = [entry[1:] for entry in layers.parameters()]
-    trace = Trace(_state(side), group=dict(optimizer.param_groups[0]), optimizer=type(optimizer).__name__)
-    step_flax, state = _flax_stepper(layers, transform)
-    row = Row(f"(steps 1 to {steps})", "(steps)", "optimizer", output=0.0)
-    for step in range(1, steps + 1):
-        record = side.run(
-            layers.inputs.args, layers.inputs.kwargs, layers.losses and layers.losses[0], keep=False
-        )
-        trace.gradients.append(record.gradients)
-        trace.rates.append(optimizer.param_groups[0]["lr"])
-        try:
-            optimizer.step()
-            if scheduler is not None:
-                scheduler.step()
-        except TypeError as error:  # LBFGS wants a closure, ReduceLROnPlateau a loss
-            raise UserError(f"optimizers: PyTorch's cannot take a step alone: {reason(error)}") from error
-        if not row.what:  # after the first difference PyTorch goes on, so that causes can be told apart
-            try:
-                state = step_flax(state)
-            except TypeError as error:  # some transformations want the loss
-                raise UserError(f"optimizers: Optax's cannot take a step alone: {reason(error)}") from error
-            far, what, name = _compare_states(table, side, optimizer, state)
-            row.output = max(row.output or 0.0, far)
-            if far > RELATIVE:
-                row.what = what
-                row.where = (
-                    f"step {step}: {what} of {name} differs by {far:.1e}; everything was equal before it"
-                )
-    if row.what:
-        trace.rates.append(optimizer.param_groups[0]["lr"])
-        row.cause = explain_optimizer(trace, table, transform, layers)
-    return row
-
-
-def _torch_optimizer(model: Any, given: Any) -> tuple[TorchSide, Any, Any]:
-    """A copy of the model and an optimizer of the copy, with its scheduler if there is one."""
-    schedulers = torch.optim.lr_scheduler.LRScheduler
-    if isinstance(given, torch.optim.Optimizer | schedulers):
-        side = TorchSide(model, "float64", given)
-        made = side.together
-    elif callable(given):
-        side = TorchSide(model, "float64")
-        try:
-            made = given(side.model.parameters())
-        except Exception as error:
-            raise UserError(
-                f"optimizers: PyTorch's cannot be made of the model's parameters: {reason(error)}"
-            ) from error
-    else:
-        made, side = given, None
-    scheduler = made if isinstance(made, schedulers) else None
-    optimizer = made.optimizer if isinstance(made, schedulers) else made
-    if not isinstance(optimizer, torch.optim.Optimizer) or side is None:
-        raise UserError(
-            "optimizers: PyTorch's must be an optimizer, a scheduler or a function from parameters to one, "
-            f"not {type(given).__name__}"
-        )
-    own = {id(parameter) for parameter in side.model.parameters()}
-    if not all(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-        raise UserError("optimizers: PyTorch's has parameters that are not the model's")
-    return side, optimizer, scheduler
-
-
-def _state(side: TorchSide) -> Tensors:
-    return {name: to_numpy(tensor) for name, tensor in side.model.state_dict(keep_vars=True).items()}
-
-
-def _flax_stepper(layers: Layers, transform: Any) -> tuple[Callable, tuple]:
-    """A function from (parameters, other state, optimizer's state) to the next, and the first."""
-    import optax
-
-    inputs = layers.flax.to_arrays((layers.flax_inputs.args, layers.flax_inputs.kwargs))
-    graph, params, rest = nnx.split(layers.flax.model, nnx.Param, ...)
-
-    def loss(params: Any, rest: Any) -> Any:
-        model = nnx.merge(graph, params, rest, copy=True)
-        value = layers.objective(model(*inputs[0], **inputs[1]))
-        return value, nnx.split(model, nnx.Param, ...)[2]
-
-    def step(state: tuple) -> tuple:
-        params, rest, memory = state
-        (_, rest), gradients = jax.value_and_grad(loss, has_aux=True)(params, rest)
-        updates, memory = transform.update(gradients, memory, params)
-        return optax.apply_updates(params, updates), rest, memory
-
-    return jax.jit(step), (params, rest, _start(transform, params))
-
-
-def _start(transform: Any, params: Any) -> Any:
-    """Optax's first state; its count is made 64 bits wide, from which schedules take their precision."""
-
-    def widen(x: Any) -> Any:
-        return x.astype(np.int64) if jax.numpy.issubdtype(jax.numpy.result_type(x), np.integer) else x
-
-    return jax.tree.map(widen, transform.init(params))
-
-
-def _compare_states(table: list, side: TorchSide, optimizer: Any, state: tuple) -> tuple[float, str, str]:
-    """The first of momentum, parameter and statistic that differs, or the largest difference of all."""
-    params, rest, memory = by_path(state[0]), by_path(state[1]), _momenta(state[2])
-    theirs, worst = _state(side), (0.0, "parameter", "")
-    named = dict(side.model.named_parameters())
-    sizes = largest([float(np.linalg.norm(x)) for x in params.values()])
-    found = []
-    for field_name, flat in memory.items():
-        kept = {n: optimizer.state.get(p, {}).get(MOMENTA[field_name]) for n, p in named.items()}
-        size = largest([float(x.norm()) for x in kept.values() if x is not None])
-        for name, names, path, _, gradient in table:
-            if path in flat and len(names) == 1 and kept.get(names[0]) is not None:
-                expected = gradient(to_numpy(kept[names[0]]))
-                found.append(
-                    (difference(flat[path], expected, SMALL * size), "momentum", f"{name} ({field_name})")
-                )
-    for name, names, path, to_flax, _ in table:
-        if all(n in theirs for n in names):
-            mine = params.get(path, rest.get(path))
-            scale = 1e-2 * sizes if path in params else 0.0
-            if mine is not None:
-                far = difference(mine, to_flax(*(theirs[n] for n in names)), scale)
-                found.append((far, "parameter" if path in params else "statistics", name))
-    for far, what, name in found:
-        if far > worst[0]:
-            worst = (far, what, name)
-        if far > RELATIVE:
-            return far, what, name
-    return worst
-
-
-def _momenta(memory: Any) -> dict[str, Tensors]:
-    """The momenta in a state of Optax, by name of the field and path of the parameter."""
-    found: dict[str, Tensors] = {}
-    leaves = jax.tree_util.tree_leaves_with_path(memory, is_leaf=lambda x: isinstance(x, nnx.State))
-    for path, leaf in leaves:
-        names = [key.name for key in path if hasattr(key, "name")]
-        if isinstance(leaf, nnx.State) and names and names[-1] in MOMENTA:
-            flat = {
-                p: x for p, x in nnx.to_flat_state(leaf) if hasattr(x, "get_value") or hasattr(x, "shape")
-            }
-            found[names[-1]] = {
-                p: np.asarray(x.get_value() if hasattr(x, "get_value") else x) for p, x in flat.items()
-            }
-    return found
-
-
-# --- the likely cause --------------------------------------------------------------------------------------
+    theirs, mine = traces
+    assert mine.binding is not None
+    numbers, take = mine.binding.numbers, make_stepper(port, mine, optimizers[1])
+    watched = [
+        leaf for leaf in mine.leaves if leaf.trainable and (numbers[leaf.start : leaf.stop] >= 0).all()
+    ]
+    start = np.real(theirs.weights)
+    history: list[tuple[Step, np.ndarray]] = []
+    found: tuple[int, Leaf, float] | None = None
+    for count, step in enumerate(
+        reference_steps(reference, theirs, optimizers[0], cotangents, steps), start=1
+    ):
+        weights = take(np.where(numbers >= 0, np.nan_to_num(step.gradients)[numbers], 0.0)).weights
+        history.append((step, weights))
+        for leaf in () if found else watched:
+            ids = numbers[leaf.start : leaf.stop]
+            want = step.weights[ids]
+            far, moved = np.abs(weights[leaf.start : leaf.stop] - want).max(), np.abs(want - start[ids]).max()
+            if far > NEAR * moved + NOISE * count * np.abs(want).max():
+                found = count, leaf, far / (moved or np.inf)
+                break
+    if found is None:
+        return None
+    count, leaf, far = found
+    other = theirs.leaf(int(numbers[leaf.start]))
+    words = f"by {far:.1e} of how far it moved" if far else "though the reference's does not move"
+    return Difference(
+        "parameter",
+        f"after step {count} of {steps} {leaf.name} differs {words}; before, all were equal",
+        Place(history[0][0].rule, other.name, other.shape),
+        Place("Optax" if port.framework == "JAX" else "optimizer", leaf.name, leaf.shape),
+        cause=explain(theirs, watched, numbers, history),
+    )
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The update of SGD or of Adam, with what implementations disagree about."""
+    """The update of SGD, Adam or RMSprop, with what implementations disagree about."""
 
-    adam: bool
+    kind: str
     rates: tuple[float, ...]
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
@@ -218,173 +240,201 @@ class Rule:
     momentum: float = 0.0
     dampening: float = 0.0
     nesterov: bool = False
-    clip: float = 0.0  # of the gradients' joint norm
+    clip: float = np.inf  # of the gradients' joint norm
+    clip_epsilon: float = 0.0
 
-    def run(self, start: np.ndarray, gradients: list[np.ndarray], norms: list[float]) -> np.ndarray:
-        """The parameter after the steps; ``norms`` are the joint norms of all gradients."""
-        p, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
-        for t, (g, norm) in enumerate(zip(gradients, norms, strict=True), start=1):
-            rate = self.rates[t - 1]
-            if self.clip and norm > self.clip:
-                g = g * self.clip / norm
-            decay = self.decay if self.decay_vectors or p.ndim > 1 else 0.0
-            if not self.decoupled:
-                g = g + decay * p
-            old = p
-            if self.adam:
-                m = self.betas[0] * m + (1 - self.betas[0]) * g
-                v = self.betas[1] * v + (1 - self.betas[1]) * g * g
-                m_hat = m / (1 - self.betas[0] ** t) if self.corrected else m
-                v_hat = v / (1 - self.betas[1] ** t) if self.corrected else v
-                if self.nesterov:
-                    m_hat = self.betas[0] * m / (1 - self.betas[0] ** (t + 1)) + (1 - self.betas[0]) * g / (
-                        1 - self.betas[0] ** t
-                    )
-                p = p - rate * m_hat / (np.sqrt(v_hat + self.inside) + self.epsilon)
-            else:
+    def run(
+        self, start: np.ndarray, gradients: Sequence[np.ndarray], norms: Sequence[float]
+    ) -> list[np.ndarray]:
+        """The parameter after each step; ``norms`` are those of all gradients together."""
+        p, m, v, found = start, np.zeros_like(start), np.zeros_like(start), []
+        (a, b), decay = self.betas, self.decay if self.decay_vectors or start.ndim > 1 else 0.0
+        for t, (g, norm, rate) in enumerate(zip(gradients, norms, self.rates, strict=True), start=1):
+            g = g * min(1.0, self.clip / (norm + self.clip_epsilon))
+            g = g if self.decoupled else g + decay * p
+            if self.kind == "SGD":
                 m = g if t == 1 and not self.dampening else self.momentum * m + (1 - self.dampening) * g
-                p = p - rate * (g + self.momentum * m if self.nesterov else m if self.momentum else g)
-            if self.decoupled:
-                p = p - rate * decay * old
-        return p
+                update = g + self.momentum * m if self.nesterov else m
+            elif self.kind == "RMSprop":
+                v = b * v + (1 - b) * g * g
+                update = m = self.momentum * m + g / (np.sqrt(v + self.inside) + self.epsilon)
+            else:
+                m, v = a * m + (1 - a) * g, b * v + (1 - b) * g * g
+                m_hat = m / (1 - a**t) if self.corrected else m
+                v_hat = v / (1 - b**t) if self.corrected else v
+                if self.nesterov:
+                    m_hat = a * m / (1 - a ** (t + 1)) + (1 - a) * g / (1 - a**t)
+                update = m_hat / (np.sqrt(v_hat + self.inside) + self.epsilon)
+            p = p - rate * (update + decay * p if self.decoupled else update)
+            found.append(p)
+        return found
 
 
-def explain_optimizer(trace: Trace, table: list, transform: Any, layers: Layers) -> str:
-    """The setting of PyTorch's rule that gives what Optax makes of PyTorch's own gradients; empty if none."""
-    if trace.optimizer not in KNOWN or trace.group.get("amsgrad") or trace.group.get("maximize"):
-        return ""
-    flax = _replay(trace, table, transform, layers)
-    names = [n for n in flax if all(n in step for step in trace.gradients)]
-    matrices = [n for n in names if trace.start[n].ndim > 1][: MAX_EXPLAINED // 2]
-    names = matrices + [n for n in names if trace.start[n].ndim < 2][: MAX_EXPLAINED // 2]
-    if not names:
-        return ""
-    norms = [float(np.sqrt(sum((g**2).sum() for g in step.values()))) for step in trace.gradients]
-    base = _rule_of(trace)
+@dataclass(frozen=True)
+class Course:
+    """One parameter over all steps, with the reference's rule for it."""
 
-    def fits(rule: Rule) -> bool:
-        return all(
-            difference(rule.run(trace.start[n], [step[n] for step in trace.gradients], norms), flax[n], 1e-3)
-            < RELATIVE
-            for n in names
+    rule: Rule
+    start: np.ndarray
+    gradients: list[np.ndarray]
+    norms: list[float]
+    reference: list[np.ndarray]  # after each step
+    port: list[np.ndarray]
+
+    def fits(self, wanted: Sequence[np.ndarray], **change: Any) -> bool:
+        """Whether the rule, with a change, makes a course."""
+        made = replace(self.rule, **change).run(self.start, self.gradients, self.norms)
+        limit = NEAR * max(np.abs(p - self.start).max() for p in wanted)
+        limit += NOISE * len(wanted) * np.abs(self.start).max()
+        return max(np.abs(a - b).max() for a, b in zip(made, wanted, strict=True)) <= limit
+
+    def port_rates(self) -> np.ndarray:
+        """The learning rates with which the rule comes closest to the port, step by step."""
+        rates: list[float] = []
+        for t, after in enumerate(self.port):
+            before = self.port[t - 1] if t else self.start
+            rule = replace(self.rule, rates=(*rates, 1.0))
+            unit = rule.run(self.start, self.gradients[: t + 1], self.norms[: t + 1])[t] - before
+            rates.append(float(((after - before) * unit).sum() / max((unit * unit).sum(), 1e-300)))
+        return np.array(rates)
+
+
+def explain(
+    trace: Trace, watched: Sequence[Leaf], numbers: np.ndarray, history: Sequence[tuple[Step, np.ndarray]]
+) -> str:
+    """The setting of the reference's rule that makes the port's every step; empty if none does."""
+    courses = []
+    norms = [float(np.sqrt(np.nansum(step.gradients**2))) for step, _ in history]
+    for leaf in sorted(watched, key=lambda leaf: len(leaf.shape) < 2):
+        ids = numbers[leaf.start : leaf.stop].reshape(leaf.shape)
+        rule = _rule([step for step, _ in history], norms, trace.leaf(int(ids.flat[0])).name)
+        gradients, reference = (
+            [step.gradients[ids] for step, _ in history],
+            [step.weights[ids] for step, _ in history],
         )
+        if rule is None or np.isnan(gradients[0]).any():
+            continue
+        port = [weights[leaf.start : leaf.stop].reshape(leaf.shape) for _, weights in history]
+        courses.append(Course(rule, np.real(trace.weights)[ids], gradients, norms, reference, port))
+    courses = courses[:FEW] + courses[FEW:][-FEW:]
+    if not courses or not all(course.fits(course.reference) for course in courses):
+        return ""  # another rule than it seems
 
-    if fits(base):
-        return (
-            "not the optimizer: given PyTorch's gradients it takes the same steps, so later gradients differ"
-        )
-    singles = _variations(base, trace)
-    for words, change in singles:
-        if fits(replace(base, **change)):
-            return words
-    for (words, change), (more, other) in itertools.combinations(singles, 2):
-        if not change.keys() & other.keys() and fits(replace(base, **change, **other)):
+    def fit(change: Mapping[str, Any]) -> bool:
+        return all(course.fits(course.port, **change) for course in courses)
+
+    rules = [course.rule for course in courses]
+    table = [
+        (words, change)
+        for words, change in _candidates(rules[0], sorted({rule.decay for rule in rules}))
+        if any(getattr(rule, key) != value for key, value in change.items() for rule in rules)
+    ]
+    found = list(dict.fromkeys(words for words, change in table if fit(change))) + _rates(courses)
+    if found:  # SGD's clipped gradient and its learning rate, for one, cannot be told apart
+        return "; or ".join(found[:2])
+    for (words, change), (more, other) in itertools.combinations(table, 2):
+        if not change.keys() & other.keys() and fit({**change, **other}):
             return f"{words}; {more}"
     return ""
 
 
-def _replay(trace: Trace, table: list, transform: Any, layers: Layers) -> Tensors:
-    """What Optax makes of PyTorch's parameters and gradients, by PyTorch's names."""
-    import optax
-
-    _, params, _ = nnx.split(layers.flax.model, nnx.Param, ...)
-    memory = _start(transform, params)
-    by_variable = {path: (names, gradient) for _, names, path, _, gradient in table}
-    for step in trace.gradients:
-        flat = {}
-        for path, leaf in nnx.to_flat_state(cast(nnx.State, params)):
-            value = np.zeros(leaf.get_value().shape)
-            if path in by_variable and all(n in step for n in by_variable[path][0]):
-                value = by_variable[path][1](*(step[n] for n in by_variable[path][0]))
-            flat[path] = leaf.replace(jax.numpy.asarray(value))
-        gradients = nnx.from_flat_state(list(flat.items()))
-        updates, memory = transform.update(gradients, memory, params)
-        params = optax.apply_updates(params, updates)
-    final = by_path(params)
-    back: Tensors = {}
-    for name, names, path, _, gradient in table:
-        if len(names) == 1 and path in final and names[0] in trace.start:
-            # A layout only permutes, so permuting the numbers of each place inverts it.
-            places = np.arange(trace.start[names[0]].size).reshape(trace.start[names[0]].shape)
-            order = gradient(places)
-            if order.size == places.size:
-                out = np.empty(places.size)
-                out[order.ravel()] = final[path].ravel()
-                back[name] = out.reshape(places.shape)
-    return back
-
-
-def _rule_of(trace: Trace) -> Rule:
-    group = trace.group
-    adam = "betas" in group
+def _rule(steps: Sequence[Step], norms: Sequence[float], name: str) -> Rule | None:
+    """The reference's rule for one leaf, by its group's settings in each step; None: not known."""
+    groups = [step.groups[step.members[name]] for step in steps if name in step.members]
+    if len(groups) < len(steps) or steps[0].rule not in RULES:
+        return None
+    first = groups[0]
+    if any(first.get(key) for key in ("amsgrad", "maximize", "centered")):
+        return None
+    pairs = zip(norms, (step.clipped for step in steps), strict=True)
+    limits = [clipped * (1 + EPSILON / norm) for norm, clipped in pairs if clipped < norm * (1 - 1e-12)]
     return Rule(
-        adam,
-        tuple(trace.rates),
-        tuple(group.get("betas", (0.9, 0.999))),  # pyright: ignore
-        group.get("eps", 1e-8),
-        decay=group.get("weight_decay", 0.0),
-        decoupled="AdamW" in trace.optimizer or bool(group.get("decoupled_weight_decay")),
-        momentum=group.get("momentum", 0.0),
-        dampening=group.get("dampening", 0.0),
-        nesterov=bool(group.get("nesterov")),
+        RULES[steps[0].rule],
+        tuple(float(group["lr"]) for group in groups),
+        tuple(first.get("betas", (0.9, first.get("alpha", 0.99)))),  # pyright: ignore  # two
+        first.get("eps", 0.0),
+        decay=first.get("weight_decay", 0.0),
+        decoupled=steps[0].rule == "AdamW" or bool(first.get("decoupled_weight_decay")),
+        momentum=first.get("momentum", 0.0),
+        dampening=first.get("dampening", 0.0),
+        nesterov=bool(first.get("nesterov")),
+        clip=float(f"{limits[0]:.9g}") if limits else np.inf,
+        clip_epsilon=EPSILON if limits else 0.0,
     )
 
 
-def _variations(base: Rule, trace: Trace) -> list[tuple[str, dict[str, Any]]]:
-    """What Flax's side may have instead, in words and as a change of the rule."""
-    rates, found = trace.rates, []
+def _rates(courses: Sequence[Course]) -> list[str]:
+    """The port's learning rates in words, if nothing else differs."""
+    mine = np.array([course.port_rates() for course in courses])
+    if not all(c.fits(c.port, rates=tuple(rates)) for c, rates in zip(courses, mine, strict=True)):
+        return []
+    theirs = np.array([course.rule.rates for course in courses])
+    if np.ptp(theirs, axis=1).any() and mine.shape[1] > 1:
+        if np.allclose(mine[:, 1:], theirs[:, :-1], 1e-6):
+            return ["the port's schedule is one step behind"]
+        if np.allclose(mine[:, :-1], theirs[:, 1:], 1e-6):
+            return ["the port's schedule is one step ahead: PyTorch steps its scheduler after the optimizer"]
+        if np.allclose(mine, mine[:, :1], 1e-6):
+            return ["the port's learning rate does not follow the schedule"]
+    both = ["; ".join(dict.fromkeys(map(_listed, rates))) for rates in (mine, theirs)]
+    return [f"the port's learning rate is {both[0]}, the reference's {both[1]}"] if both[0] != both[1] else []
 
-    def add(words: str, **change: Any) -> None:
-        if any(getattr(base, key) != value for key, value in change.items()):
-            found.append((words, change))
 
-    if not base.adam and base.momentum:  # the same numbers as another learning rate, but likelier
-        add(
-            "Flax averages the gradients (optax.ema, factor 1 - momentum), PyTorch sums them",
-            dampening=base.momentum,
-        )
-    last = rates[-1]
-    add(
-        "Flax's schedule is one step ahead: PyTorch steps its scheduler after the optimizer",
-        rates=(*rates[1:], last),
-    )
-    add("Flax's schedule is one step behind", rates=(rates[0], *rates[:-1]))
-    add("Flax's learning rate does not follow the schedule", rates=(rates[0],) * len(rates))
-    for times in (2.0, 0.5, 10.0, 0.1):
-        add(f"Flax's learning rate is {times:g} times PyTorch's", rates=tuple(times * r for r in rates))
-    for decay in (0.0, 1e-4, 1e-2, 5e-4, 1e-3, 0.05, 0.1):
-        add(
-            f"Flax's weight decay is {decay:g}, PyTorch's {base.decay:g}"
-            + (" (optax.adamw's default is 1e-4, PyTorch's AdamW's is 1e-2)" if decay == 1e-4 else ""),
-            decay=decay,
-        )
+def _listed(rates: Sequence[float]) -> str:
+    """Rates of successive steps, the first three of them."""
+    text = [f"{rate:.4g}" for rate in rates]
+    return text[0] if len(set(text)) == 1 else f"({', '.join(text[:3])}{', ...' if len(text) > 3 else ''})"
+
+
+def _candidates(base: Rule, decays: list[float]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the port may have instead, in words and as a change; ``decays`` are the reference's."""
+
+    def other(
+        name: str, field: str, values: Sequence[float], own: Any
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        for value in dict.fromkeys(values):
+            yield f"the port's {name} is {value:g}, the reference's {own}", {field: value}
+
+    if base.kind == "SGD" and base.momentum:  # the same numbers as another learning rate, but likelier
+        words = "the port averages the gradients (optax.ema, factor 1 - momentum), the reference sums them"
+        yield words, {"dampening": base.momentum}
+    own = " and ".join(f"{decay:g}" for decay in decays) + (", by group" if len(decays) > 1 else "")
+    yield from other("weight decay", "decay", (0.0, 1e-4, 1e-2, 5e-4, 1e-3, 0.05, 0.1, *decays), own)
     how = ("coupled: added to the gradient", "decoupled: taken from the weights")
-    add(
-        f"Flax's weight decay is {how[not base.decoupled]}; PyTorch's is {how[base.decoupled]}",
-        decoupled=not base.decoupled,
-    )
-    add("Flax's weight decay leaves out biases and scales, PyTorch's does not", decay_vectors=False)
-    for clip in (1.0, 0.5, 0.1, 5.0, 10.0):
-        add(f"Flax clips the gradients' norm at {clip:g}, PyTorch does not", clip=clip)
-    if base.adam:
-        for epsilon in (1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1e-10, 1e-12, 0.0):
-            add(f"Flax's epsilon is {epsilon:g}, PyTorch's {base.epsilon:g}", epsilon=epsilon)
-        for epsilon in dict.fromkeys((base.epsilon, 1e-8, 1e-6, 1e-5)):
-            add(
-                f"Flax adds epsilon {epsilon:g} inside the root (eps_root), PyTorch outside (eps)",
-                inside=epsilon,
-                epsilon=0.0,
-            )
-            add(f"Flax adds eps_root {epsilon:g} inside the root, PyTorch nothing", inside=epsilon)
-        for beta in (0.9, 0.95, 0.98, 0.99, 0.999):
-            add(f"Flax's b2 is {beta:g}, PyTorch's {base.betas[1]:g}", betas=(base.betas[0], beta))
-            add(f"Flax's b1 is {beta:g}, PyTorch's {base.betas[0]:g}", betas=(beta, base.betas[1]))
-        add("Flax's moments have no bias correction", corrected=False)
-        add("Flax uses Nesterov momentum, PyTorch does not", nesterov=not base.nesterov)
-    else:
-        words = ("does not", "does") if base.nesterov else ("does", "does not")
-        add(f"Nesterov momentum: Flax {words[0]}, PyTorch {words[1]}", nesterov=not base.nesterov)
-        for momentum in (0.0, 0.8, 0.9, 0.95, 0.99, round(1 - base.momentum, 6)):
-            add(f"Flax's momentum is {momentum:g}, PyTorch's {base.momentum:g}", momentum=momentum)
-        add("PyTorch dampens the momentum, Flax does not", dampening=0.0)
-    return found
+    words = f"the port's weight decay is {how[not base.decoupled]}; the reference's is {how[base.decoupled]}"
+    yield words, {"decoupled": not base.decoupled}
+    yield "the port's weight decay leaves out biases and scales", {"decay_vectors": False}
+    limits = (1.0, 0.5, 0.1, 5.0, 10.0, *(base.clip * factor for factor in (2, 0.5, 10, 0.1)))
+    there = f"at {base.clip:g}" if np.isfinite(base.clip) else "not at all"
+    for limit, epsilon in itertools.product(dict.fromkeys(limits), (0.0, EPSILON)):
+        words = f"the port clips the gradients' norm at {limit:g}, the reference {there}"
+        yield words, {"clip": limit, "clip_epsilon": epsilon}
+    yield f"the port does not clip the gradients' norm, the reference {there}", {"clip": np.inf}
+    words = "the port clips by norm (optax.clip_by_global_norm), the reference by norm + epsilon 1e-06"
+    yield words, {"clip_epsilon": 0.0}
+    does, does_not = "uses Nesterov's momentum", "does not use Nesterov's momentum"
+    words = (does_not, does) if base.nesterov else (does, does_not)
+    yield f"the port {words[0]}, the reference {words[1]}", {"nesterov": not base.nesterov}
+    if base.kind != "Adam":
+        momenta = (0.0, 0.8, 0.9, 0.95, 0.99, round(1 - base.momentum, 6))
+        yield from other("momentum", "momentum", momenta, f"{base.momentum:g}")
+    if base.kind == "SGD":
+        yield "the reference dampens the momentum, the port does not", {"dampening": 0.0}
+        return
+    epsilons = dict.fromkeys((base.epsilon, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1e-10, 1e-12, 0.0))
+    yield from other("epsilon", "epsilon", tuple(epsilons), f"{base.epsilon:g}")
+    for epsilon in epsilons:
+        words = f"the port adds epsilon {epsilon:g} inside the root, the reference {base.epsilon:g} outside"
+        yield words, {"inside": epsilon, "epsilon": 0.0}
+        yield f"the port adds {epsilon:g} inside the root (eps_root) too", {"inside": epsilon}
+    for beta in (0.9, 0.95, 0.98, 0.99, 0.999):
+        name = "decay of squares" if base.kind == "RMSprop" else "b2"
+        yield (
+            f"the port's {name} is {beta:g}, the reference's {base.betas[1]:g}",
+            {"betas": (base.betas[0], beta)},
+        )
+        yield (
+            f"the port's b1 is {beta:g}, the reference's {base.betas[0]:g}",
+            {"betas": (beta, base.betas[1])},
+        )
+    yield "the port's moments have no bias correction", {"corrected": False}

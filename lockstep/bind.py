@@ -1,0 +1,361 @@
+"""Bind a port's weights to a reference's at their first use: by role, size, the other operand, name and order.
+
+There are no rules for layouts or classes of layers. Each number of each weight has a place of its own, so a fused
+projection may be several there, a 1x1 convolution a linear layer, and a stack of blocks a list of them.
+"""
+
+import difflib
+import re
+from functools import cache
+
+import numpy as np
+
+from lockstep.trace import Binding, Leaf, Node, Site, Trace
+from lockstep.values import NEAR, close, fingerprint, permutations, same_order
+
+ROLES = {"select_n": "where", "integer_pow": "pow", "square": "pow", "add_any": "add", "concatenate": "cat"}
+EXCHANGEABLE = ({"mul", "div"}, {"add", "sub"})
+WORDS = {"q": "query", "k": "key", "v": "value", "o": "out"}
+WORDS |= {f"w{letter}": word for letter, word in WORDS.items()}
+OWN = {"weight", "kernel", "scale", "embedding", "bias", "value", "mean", "var", "running"}
+COLLECTIONS = {"params", "batch_stats", "cell"}
+OPERAND, SIZE, ORDER, BEHIND = 4.0, 0.7, 0.03, 0.3  # what counts how much: an equal operand most
+SAME = 1.0  # the same module as a weight that is bound
+UPSTREAM, FEW = 2.0, 8  # of the sites that an operand comes from; how many are kept
+
+
+@cache
+def parts(name: str) -> tuple[tuple[str, ...], str]:
+    """The words of a leaf's path, and its own name: ``layers.0.q_proj.weight`` has (layers, 0, query, proj)."""
+    apart = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+    words = [WORDS.get(word, word) for word in re.findall(r"[a-z]+|\d+", apart)]
+    own = words.pop() if words and words[-1] in OWN else ""
+    while words and (words[-1] in OWN - {"value", "embedding"}):
+        words.pop()
+    return tuple(w for w in words if w not in COLLECTIONS), own
+
+
+@cache
+def similarity(a: str, b: str) -> float:
+    """How alike two leaves' names are, from 0 to about 3: the path, its last word and its numbers count."""
+    (path, own), (other, theirs) = parts(a), parts(b)
+    text = " ".join(path), " ".join(other)
+    words = [[w for w in p if not w.isdigit()] for p in (path, other)]
+    numbers = [[w for w in p if w.isdigit()] for p in (path, other)]
+    score = difflib.SequenceMatcher(None, *text).ratio()
+    if words[0] and words[1]:
+        alike = difflib.SequenceMatcher(None, " ".join(words[0]), " ".join(words[1])).ratio()
+        score += 0.5 if numbers[0] and numbers[0] == numbers[1] and alike > 0.9 else 0.0
+        last = [next((w for w in reversed(p) if w != "proj"), "") for p in words]
+        score += 0.5 * difflib.SequenceMatcher(None, *last).ratio() + (0.5 if last[0] == last[1] else 0.0)
+    statistics = {"mean", "var"}
+    if own == theirs and own in statistics | {"bias"}:
+        return score + 0.5
+    return score - 0.5 if statistics & {own, theirs} else score
+
+
+class Binder:
+    """Binds while the port runs; ``port.weights`` is filled with the reference's numbers."""
+
+    def __init__(self, reference: Trace, port: Trace):
+        self.reference, self.port = reference, port
+        self.numbers = np.full(port.weights.size, -1, np.int64)
+        self.kept = np.zeros(port.weights.size, bool)  # keeps its own numbers
+        self.taken = np.zeros(reference.weights.size, bool)
+        self.counts = {leaf.start: 0 for leaf in reference.leaves}  # numbers taken of each leaf
+        self.result = Binding(self.numbers)
+        self.last = 0  # order of the reference's site that was bound last
+        self.pairs: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()  # paths bound before
+        self.modules: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()  # by parameters
+        self.moved = False  # some weight was used before it was known where it belongs
+        seen: set[tuple] = set()
+        self.first: list[Site] = []  # the reference's sites, each use of the same numbers once
+        for site in reference.sites:
+            key = (site.role, site.ids.shape, int(site.ids.flat[0]), int(site.ids.flat[-1]))
+            if key not in seen:
+                seen.add(key)
+                self.first.append(site)
+        self.upstream = {"reference": [], "port": []}
+        self._bind_constants()
+
+    def _comes_from(self, side: str, node: int | None) -> frozenset[int]:
+        """The sites whose results reach a node without passing another site."""
+        trace = self.reference if side == "reference" else self.port
+        known: list[frozenset[int]] = self.upstream[side]
+        if node is None:
+            return frozenset()
+        if len(known) <= node:
+            made = {s.node: s.order for s in trace.sites}
+            for n in trace.nodes[len(known) : node + 1]:
+                behind = sorted({s for i in n.inputs for s in known[i]})[-FEW:]
+                known.append(frozenset([made[n.id]]) if n.id in made else frozenset(behind))
+        return known[node]
+
+    def _bind_constants(self) -> None:
+        """A table that both models hold and nobody trains is bound by its numbers, rounded as they may be."""
+        for mine in (leaf for leaf in self.port.leaves if not leaf.trainable):
+            numbers = self.port.given[mine.start : mine.stop]
+            print_, _ = fingerprint(numbers)
+            for theirs in self.reference.leaves if print_ is not None else ():
+                if theirs.stop - theirs.start != numbers.size or theirs.trainable:
+                    continue
+                table = self.reference.weights[theirs.start : theirs.stop]
+                other, _ = fingerprint(table)
+                if other is None or not close(print_, other, NEAR):
+                    continue
+                order = same_order(table.reshape(theirs.shape), numbers.reshape(mine.shape), NEAR)
+                if order is not None:
+                    ids = np.squeeze(np.arange(theirs.start, theirs.stop).reshape(theirs.shape)).transpose(
+                        order
+                    )
+                    self._take(np.arange(mine.start, mine.stop), ids, theirs.name, "the same numbers")
+                    break
+
+    def bind(self, site: Site, columns: np.ndarray | None) -> bool:
+        """Bind the numbers of a site of the port; whether any were bound now."""
+        ids = site.ids
+        if not ((self.numbers[ids] < 0) & ~self.kept[ids]).any():
+            return False
+        if site.role in ("add", "sub") and self._bind_bias(site, columns):
+            return True
+        if site.role == "contract" and ids.shape[0] > 1:  # a stack of weights: one for each example
+            whole = self._candidates(site)
+            if not whole:
+                for index in range(ids.shape[0]):
+                    part = Site(site.order, -1, site.role, ids[index : index + 1], None, site.name)
+                    self.bind(part, None)
+                return True
+        found = self._candidates(site) or self._candidates(site, shared=True)
+        if found and site.role in ("contract", "gather") and ids.shape[0] == 1:
+            if self._bind_columns(site, found):
+                return True
+        elif found and self._bind_whole(site, found[0]):
+            return True
+        self._bind_leaf(site)
+        return True
+
+    def finish(self) -> Binding:
+        """What was bound; leaves that no operation used keep their numbers."""
+        self.moved = self._follow_modules()
+        for leaf in self.port.leaves:
+            if (self.numbers[leaf.start : leaf.stop] < 0).all():
+                self.result.unbound.append(leaf.name)
+        return self.result
+
+    def _follow_modules(self) -> bool:
+        """Statistics belong to the module whose weights are bound; whether any had been bound elsewhere."""
+        moved = False
+        for leaf in (leaf for leaf in self.port.leaves if not leaf.trainable):
+            path, own = parts(leaf.name)
+            for theirs in self.reference.leaves:
+                other, name = parts(theirs.name)
+                fits = theirs.stop - theirs.start == leaf.stop - leaf.start and not theirs.trainable
+                if not own or name != own or not fits or (path, other) not in self.modules:
+                    continue
+                ids = np.arange(theirs.start, theirs.stop)
+                if (self.numbers[leaf.start : leaf.stop] >= 0).all() and self.numbers[leaf.start] not in ids:
+                    self._take(np.arange(leaf.start, leaf.stop), ids, theirs.name, "of the same module")
+                    moved = True
+        return moved
+
+    # --- the ways to bind ---
+
+    def _bind_bias(self, site: Site, columns: np.ndarray | None) -> bool:
+        """A bias follows the columns of the contraction that it is added to."""
+        if columns is None or site.operand is None:
+            return False
+        want = columns
+        for axis in reversed(range(want.ndim)):
+            if want.shape[axis] == 1 or (want == want.take([0], axis)).all():
+                want = want.take(0, axis)
+        order = next(permutations(want.shape, site.ids.shape), None)
+        if want.size != site.ids.size or order is None or (want < 0).any():
+            return False
+        if want.shape != site.ids.shape or self.taken[want].all():
+            return False
+        self._take(site.ids, want, self._name(want), "follows its contraction")
+        other = next((s for s in self.first if s.role == site.role and s.ids.flat[0] == want.flat[0]), None)
+        if other is not None:
+            self._bound(site, other)
+            self.last = other.order + 1
+        return True
+
+    def _candidates(self, site: Site, shared: bool = False) -> list[Site]:
+        """The reference's uses of weights that a use may be, best first; shared: of those that are bound."""
+        port, reference = self.port, self.reference
+        operand = port.nodes[site.operand] if site.operand is not None else None
+        own = port.leaf(int(site.ids.flat[0]))
+        known = self.result.sites
+        behind = {known[s] for s in self._comes_from("port", site.operand) if s in known}
+        found = []
+        for other in reference.sites if shared else self.first:
+            theirs = reference.leaf(int(other.ids.flat[0]))
+            if not _same_role(site.role, other.role) or not _fits(site, other):
+                continue
+            if shared != self._is_taken(other, theirs):
+                continue
+            if theirs.constant and not self._is_constant(own):
+                continue  # the port has a table of its own, which is compared, not overwritten
+            score = 2 * similarity(other.name, site.name) - ORDER * min(abs(other.order - self.last), 60)
+            score -= BEHIND if other.order < self.last else 0.0
+            score += SIZE if other.ids.size == site.ids.size else 0.0
+            score += SAME if (parts(site.name)[0], parts(other.name)[0]) in self.pairs else 0.0
+            node = reference.nodes[other.operand] if other.operand is not None else None
+            if operand is not None and node is not None and _same_value(operand, node):
+                score += OPERAND
+            elif behind and not shared:
+                theirs_behind = self._comes_from("reference", other.operand)
+                score += UPSTREAM * len(behind & theirs_behind) / len(behind | theirs_behind)
+            elif shared:
+                continue
+            found.append((score, -other.order, other))
+        found.sort(key=lambda item: item[:2], reverse=True)
+        return [other for _, _, other in found]
+
+    def _bind_columns(self, site: Site, found: list[Site]) -> bool:
+        """One weight here may be several there, or a part of one: take free columns in order."""
+        columns, ids, shared = [], [], None
+        for other in found:
+            taken = self.taken[other.ids[0]].any(0)
+            shared = bool(taken.all()) if shared is None else shared
+            free = np.arange(taken.size) if shared else np.flatnonzero(~taken)
+            free = free[: site.ids.shape[2] - len(columns)]
+            columns += [(other.order, int(column)) for column in free]
+            ids.append(other.ids[0][:, free])
+            if len(columns) == site.ids.shape[2]:
+                break
+        else:
+            return False
+        site.columns = columns
+        self._bound(site, found[0])
+        why = "used twice in the reference" if shared else "by its use"
+        self._take(site.ids[0], np.concatenate(ids, 1), found[0].name, why)
+        self.last = columns[-1][0] + 1
+        return True
+
+    def _bind_whole(self, site: Site, other: Site) -> bool:
+        ids = self._arrange(site, other)
+        if ids is None:
+            return False
+        self._bound(site, other)
+        mine, theirs = self._complete(site, ids)
+        self._take(mine, theirs, other.name, "by its use")
+        self.last = other.order + 1
+        if site.role == "conv":
+            site.columns = [(other.order, column) for column in range(site.ids.shape[0])]
+        return True
+
+    def _complete(self, site: Site, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The whole leaf where both sides have one of the same size.
+
+        Only its axes may be moved: rows that one side uses in another order are a fault, not a layout.
+        """
+        mine, theirs = self.port.leaf(int(site.ids.flat[0])), self.reference.leaf(int(ids.flat[0]))
+        if site.role in ("conv", "contract") or mine.stop - mine.start != theirs.stop - theirs.start:
+            return site.ids, ids
+        table = np.squeeze(np.arange(theirs.start, theirs.stop).reshape(theirs.shape))
+        orders = list(permutations(table.shape, tuple(n for n in mine.shape if n != 1)))
+        if not orders:
+            return site.ids, ids
+        moved = [table.transpose(order).ravel() for order in orders]
+        best = next((m for m in moved if np.array_equal(m[site.ids - mine.start], ids)), moved[0])
+        return np.arange(mine.start, mine.stop), best
+
+    def _arrange(self, site: Site, other: Site) -> np.ndarray | None:
+        """The reference's numbers in the order of axes that the port has; the other operands tell."""
+        ids = other.ids
+        if site.role in ("conv", "contract"):
+            return ids if ids.shape == site.ids.shape else None
+        values = [
+            trace.values.get(node) if node is not None else None
+            for trace, node in ((self.reference, other.operand), (self.port, site.operand))
+        ]
+        if ids.ndim > 1 and values[0] is not None and values[1] is not None:
+            order = same_order(values[0], values[1])
+            if order is not None and len(order) > ids.ndim:
+                lead = len(order) - ids.ndim
+                kept = tuple(axis - lead for axis in order if axis >= lead)
+                if tuple(ids.shape[axis] for axis in kept) == site.ids.shape:
+                    return ids.transpose(kept)
+        order = next(permutations(ids.shape, site.ids.shape), None)
+        if order is not None:
+            return ids.transpose(order)
+        return ids.reshape(site.ids.shape) if ids.ndim != site.ids.ndim else None
+
+    def _bind_leaf(self, site: Site) -> None:
+        """The last resort: a whole leaf by its size and name."""
+        mine = self.port.leaf(int(site.ids.flat[0]))
+        size = mine.stop - mine.start
+        free = [
+            leaf
+            for leaf in self.reference.leaves
+            if leaf.stop - leaf.start == size
+            and not self.counts[leaf.start]
+            and (not leaf.constant or self._is_constant(mine))
+        ]
+        best = max(free, key=lambda leaf: similarity(leaf.name, mine.name), default=None)
+        if best is None:
+            self.kept[mine.start : mine.stop] = True
+            return
+        ids = np.arange(best.start, best.stop).reshape(best.shape)
+        turned = mine.name.endswith("kernel") or ids.shape != mine.shape
+        if ids.ndim == 2 and ids.shape[::-1] == mine.shape and turned:
+            ids = ids.T
+        else:
+            ids = np.squeeze(ids)
+            shape = tuple(n for n in mine.shape if n != 1)
+            order = next(permutations(ids.shape, shape), None)
+            ids = ids if order is None else ids.transpose(order)
+        self._take(np.arange(mine.start, mine.stop), ids, best.name, "by size and name")
+
+    # --- helpers ---
+
+    def _take(self, mine: np.ndarray, theirs: np.ndarray, name: str, why: str) -> None:
+        mine, theirs = mine.ravel(), theirs.ravel()
+        self.port.weights[mine] = self.reference.weights[theirs]
+        self.numbers[mine] = theirs
+        self.taken[theirs] = True
+        starts = [leaf.start for leaf in self.reference.leaves]
+        for index in np.unique(
+            np.searchsorted(starts, theirs[:: max(1, theirs.size // 64)], side="right") - 1
+        ):
+            leaf = self.reference.leaves[index]
+            self.counts[leaf.start] = int(self.taken[leaf.start : leaf.stop].sum())
+        self.result.names.append((self.port.leaf(int(mine[0])).name, name, why))
+
+    def _bound(self, site: Site, other: Site) -> None:
+        self.result.sites[site.order] = other.order
+        paths = parts(site.name)[0], parts(other.name)[0]
+        self.pairs.add(paths)
+        if self.port.leaf(int(site.ids.flat[0])).trainable:
+            self.modules.add(paths)
+
+    def _is_taken(self, other: Site, leaf: Leaf) -> bool:
+        count = self.counts[leaf.start]
+        if count in (0, leaf.stop - leaf.start):
+            return count > 0
+        return bool(self.taken[other.ids].all())
+
+    def _is_constant(self, leaf: Leaf) -> bool:
+        return not np.ptp(self.port.given[leaf.start : leaf.stop].real)
+
+    def _name(self, ids: np.ndarray) -> str:
+        return self.reference.leaf(int(ids.flat[0])).name
+
+
+def _same_role(a: str, b: str) -> bool:
+    a, b = ROLES.get(a, a), ROLES.get(b, b)
+    return a == b or {a, b} in EXCHANGEABLE
+
+
+def _fits(site: Site, other: Site) -> bool:
+    a, b = site.ids.shape, other.ids.shape
+    if site.role in ("contract", "gather"):
+        return a[1] == b[1] and (a[0] == b[0] or a[0] * b[0] == 1)
+    if site.role == "conv":
+        return a[:2] == b[:2] and sorted(a[2:]) == sorted(b[2:])
+    return site.ids.size == other.ids.size
+
+
+def _same_value(a: Node, b: Node) -> bool:
+    return a.fingerprint is not None and b.fingerprint is not None and close(a.fingerprint, b.fingerprint)

@@ -1,0 +1,163 @@
+"""Compare the gradients of the parameters, number by number through the binding."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lockstep.result import Difference, Place
+from lockstep.trace import Gradients, Leaf, Trace
+from lockstep.values import EXACT, same_order
+
+if TYPE_CHECKING:
+    from lockstep.comparison import Comparison
+
+SMALL = 1e-3  # a gradient that cancels to nothing is measured against this part of the largest
+STATISTICS = ("running_mean", "running_var")
+
+
+def cotangents(trace: Trace) -> dict[str, np.ndarray]:
+    """Fixed random numbers in the shape of each output of floats, to multiply it with."""
+    found = {}
+    for index, (label, node) in enumerate(trace.outputs.items()):
+        value = trace.values.get(node)
+        if value is not None and value.dtype.kind in "fc":
+            finite = np.isfinite(value)
+            found[label] = np.random.default_rng([index, *value.shape]).standard_normal(value.shape) * finite
+    return found
+
+
+def compare_gradients(comparison: "Comparison") -> None:
+    """Add the first gradient that differs, with the weights as they were compared and as they were given."""
+    reference, port, result = comparison.reference, comparison.port, comparison.result
+    factors = cotangents(reference)
+    theirs = _for_port(comparison, factors)
+    bound = comparison.binding.numbers
+    tries = [(reference.weights, port.weights)]
+    if not np.array_equal(reference.weights, reference.given):  # constant weights hide faults, or show them
+        tries.append((reference.given, np.where(bound >= 0, reference.given[bound], port.given)))
+    compared: set[str] = set()
+    for weights, own in tries:
+        mine = comparison.models[0].gradients(weights, factors)
+        other = comparison.models[1].gradients(own, theirs)
+        far = _differences(comparison, mine, other, compared)
+        if far:
+            result.differences.append(_describe(comparison, far, mine, own, theirs))
+            break
+    result.compared.append(f"gradients of {len(compared)} parameters")
+
+
+def _for_port(comparison: "Comparison", factors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same cotangents as the port's outputs are arranged."""
+    found = {}
+    reference, port = comparison.reference, comparison.port
+    labels = {node: label for label, node in port.outputs.items()}
+    for label, t, j in comparison.pairs:
+        a, b = reference.values.get(t), port.values.get(j)
+        order = same_order(a, b, 1e-6) if a is not None and b is not None else None
+        if label in factors and b is not None:
+            moved = np.squeeze(factors[label])
+            found[labels[j]] = (moved.transpose(order) if order else moved).reshape(b.shape)
+    return found
+
+
+def _differences(
+    comparison: "Comparison", mine: Gradients, other: Gradients, compared: set[str]
+) -> list[tuple[Leaf, float, str]]:
+    """The reference's parameters whose gradients differ: how far, and how in words."""
+    reference, numbers = comparison.reference, comparison.binding.numbers
+    bound = numbers >= 0
+    size = reference.weights.size
+    own = np.where(np.isnan(other.weights), 0, other.weights)
+    total = np.zeros(size, own.dtype)
+    np.add.at(total, numbers[bound], own[bound])
+    count = np.bincount(numbers[bound], minlength=size)
+    trained = np.bincount(numbers[bound & ~np.isnan(other.weights)], minlength=size) > 0
+    largest = float(np.nanmax(np.abs(mine.weights), initial=0.0))
+    found = []
+    for leaf in reference.leaves:
+        part = slice(leaf.start, leaf.stop)
+        used = count[part] > 0
+        if not used.any() or leaf.constant or leaf.name.endswith(STATISTICS):
+            continue
+        frozen = not leaf.trainable
+        want = np.where(np.isnan(mine.weights[part]), 0, mine.weights[part])
+        compared.add(leaf.name)
+        scale = max(float(np.abs(want).max()), float(np.abs(total[part]).max()), SMALL * largest)
+        far = float(np.abs(want - total[part])[used].max()) / scale if scale else 0.0
+        if far > EXACT:
+            words = ""
+            if frozen:
+                words = "the reference does not train it (requires_grad is False), the port does"
+            elif not trained[part][used].any():
+                words = "the port does not train it"
+            found.append((leaf, far, words))
+        elif (count[part] > 1).any() and (shared := _parted(comparison, leaf, other, want, scale)):
+            found.append((leaf, 1.0, shared))
+    return found
+
+
+def _parted(comparison: "Comparison", leaf: Leaf, other: Gradients, want: np.ndarray, scale: float) -> str:
+    """In words, if what the reference shares are several parameters of the port."""
+    numbers, names = comparison.binding.numbers, []
+    for mine in comparison.port.leaves:
+        ids = numbers[mine.start : mine.stop]
+        part = other.weights[mine.start : mine.stop]
+        inside = (ids >= leaf.start) & (ids < leaf.stop)
+        if inside.any() and not np.isnan(part).any():
+            if np.abs(part[inside] - want[ids[inside] - leaf.start]).max() > EXACT * scale:
+                names.append(mine.name)
+    return f"the reference shares it; the port has separate parameters: {', '.join(names)}" if len(names) > 1 else ""
+
+
+def _describe(
+    comparison: "Comparison",
+    far: list[tuple[Leaf, float, str]],
+    mine: Gradients,
+    weights: np.ndarray,
+    factors: Mapping[str, np.ndarray],
+) -> Difference:
+    """The difference nearest to the outputs: the fault is behind it, and its gradient is the first wrong one."""
+    reference, port = comparison.reference, comparison.port
+    used = {s.name: s.node for s in reference.sites}
+    leaf, distance, words = max(far, key=lambda item: (bool(item[2]), used.get(item[0].name, -1)))
+    here = [s for s in port.sites if s.ids.size and _holds(comparison.binding.numbers[s.ids.flat[0]], leaf)]
+    place = comparison.place(reference, reference.nodes[used[leaf.name]]) if leaf.name in used else None
+    other = comparison.place(port, port.nodes[here[-1].node]) if here else None
+    cause = words or _padding(comparison, leaf, mine)
+    if not cause:
+        for name in ("stop_gradient", "maximum"):
+            again = comparison.models[1].gradients(weights, factors, name)
+            if not _differences(comparison, mine, again, set()):
+                node = next((n for n in reversed(port.nodes) if _is_patched(n, name)), None)
+                if node is not None:
+                    other = comparison.place(port, node)
+                cause = {
+                    "stop_gradient": "equal without the port's stop_gradient",
+                    "maximum": "jnp.maximum or jnp.minimum gives half of the gradient to each side of a tie; "
+                    "equal if the reference's convention is used, as jax.nn.relu does",
+                }[name]
+                break
+    names = ", ".join(item[0].name for item in far[:3]) + (" and others" if len(far) > 3 else "")
+    kind = "parameter" if "separate parameters" in words or "train" in words else "gradient"
+    return Difference(kind, f"the gradient of {names} differs by {distance:.1e}", place, other, [], cause)
+
+
+def _is_patched(node: Any, name: str) -> bool:
+    if name == "stop_gradient":
+        return node.op == "stop_gradient" and bool(node.sources)
+    return node.op in ("max", "min") and not node.params.get("within", "").startswith("relu")
+
+
+def _holds(number: int, leaf: Leaf) -> bool:
+    return leaf.start <= number < leaf.stop
+
+
+def _padding(comparison: "Comparison", leaf: Leaf, mine: Gradients) -> str:
+    """A row of an embedding that the reference gives no gradient although it is used."""
+    if len(leaf.shape) != 2:
+        return ""
+    grad = np.nan_to_num(mine.weights[leaf.start : leaf.stop]).reshape(leaf.shape)
+    empty = np.flatnonzero(~grad.any(1))
+    row = comparison.reference.padding.get(leaf.name)
+    return f"padding_idx={row}: the reference gives row {row} no gradient, the port does" if row in empty else ""

@@ -1,0 +1,230 @@
+"""Where two models part: the first operations that differ on equal operands, and where to go on behind them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lockstep.align import Alignment, Region, ancestors, ways_out
+from lockstep.bind import ROLES
+from lockstep.trace import Node, Trace
+from lockstep.values import EXACT, NEAR, as_numbers, fingerprint, permutations, same_order, shrink
+
+if TYPE_CHECKING:
+    from lockstep.comparison import Comparison
+
+STARTS, LENGTH, TRIALS = 3, 16, 6  # entries tried, ways out of each, and runs of the port a difference
+SAMPLE = 4096  # numbers that decide how alike two arrays are
+
+
+@dataclass
+class Finding:
+    """One difference.
+
+    Attributes:
+        kind: as in `result.KINDS`.
+        reference: the node of the reference that differs first; None: it has none.
+        port: the node of the port.
+        words: what else is to be said.
+        before: pairs of nodes that are equal before.
+        replace: the reference's value for a node of the port with which to go on; empty: there is none.
+        repaired: the pair of nodes whose replacement repairs the rest.
+        cause: in words.
+    """
+
+    kind: str
+    reference: int | None
+    port: int | None
+    words: str = ""
+    before: list[tuple[int, int]] = field(default_factory=list)
+    replace: dict[int, np.ndarray] = field(default_factory=dict)
+    repaired: tuple[int, int] | None = None
+    cause: str = ""
+
+
+def locate(comparison: "Comparison", outputs: list[tuple[int, int]]) -> Finding:
+    """The first difference behind outputs that differ."""
+    reference, port = comparison.reference, comparison.port
+    alignment = Alignment(reference, port)
+    regions = (
+        alignment.region(False, [t for t, _ in outputs]),
+        alignment.region(True, [j for _, j in outputs]),
+    )
+    for index, (region, ends) in enumerate(zip(regions, zip(*outputs, strict=True), strict=True)):
+        if not region.nodes:  # the output itself is a value that the other side has too
+            regions[index].nodes.update(ends)
+            regions[index].entries += sorted(ends)
+    repaired, replace = _repair(comparison, alignment, regions, outputs)
+    starts = []
+    for trace, region, node in zip((reference, port), regions, repaired or (None, None), strict=True):
+        behind = ancestors(trace.nodes, node) if node is not None else region.nodes
+        mine = [e for e in region.entries if e in behind]
+        starts.append(mine[0] if mine else (node if node is not None else region.entries[0]))
+    t, j = starts
+    kind, words = _kind(alignment, regions, t, j)
+    finding = Finding(kind, t, j, words, _before(alignment, t, j), replace, repaired)
+    from lockstep.causes import find_cause
+
+    find_cause(comparison, alignment, regions, finding)
+    return finding
+
+
+def _repair(
+    comparison: "Comparison", alignment: Alignment, regions: tuple[Region, Region], outputs: list[tuple[int, int]]
+) -> tuple[tuple[int, int] | None, dict[int, np.ndarray]]:
+    """The pair of nodes with which most of the reference's values match again, once the port has its value."""
+    reference, port = comparison.reference, comparison.port
+    model, wrong = comparison.models[1], [n for n in sorted(regions[1].nodes) if port.nodes[n].fingerprint is not None]
+    theirs = {id_: reference.nodes[id_].fingerprint for id_ in regions[0].nodes}
+    goals = np.stack([f for f in theirs.values() if f is not None] or [np.full(9, np.nan)])
+    best: tuple[float, tuple[int, int] | None, dict[int, np.ndarray]] = (0, None, {})
+    pairs = comparison.binding.sites.items()
+    bound = {(reference.sites[theirs].operand, port.sites[mine].operand) for mine, theirs in pairs}
+    for t, j, value in _candidates(reference, port, regions, bound):
+        values = model.replay(port, {j: value})
+        right = sum(_is_in(values[n], goals) for n in wrong if n in values and n != j)
+        ends = all(_same(values.get(o), reference.values.get(e)) for e, o in outputs if o > j)
+        score = right + (len(wrong) if ends else 0)
+        if score > best[0]:
+            best = score, (t, j), {j: value}
+        if ends:
+            break
+    if best[1] is None:  # a difference of the last operation: only the output itself can be put in
+        for t, j in outputs:
+            value = _fitted(reference.values.get(t), port.values.get(j))
+            if value is not None:
+                return None, {j: value[1]}
+    return best[1], best[2]
+
+
+def _is_in(value: np.ndarray, prints: np.ndarray) -> bool:
+    """Whether a value has one of some fingerprints."""
+    mine, _ = fingerprint(value)
+    return mine is not None and bool(np.all(np.abs(prints - mine) <= EXACT * mine[0], axis=1).any())
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is not None and b is not None and same_order(a, b, NEAR) is not None
+
+
+def _candidates(
+    reference: Trace, port: Trace, regions: tuple[Region, Region], bound: set[tuple[int | None, int | None]]
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Pairs that may be the same value, the earliest and most alike first; operands of bound weights are."""
+    ways = [
+        [ways_out(trace.nodes, region.nodes, start)[:LENGTH] for start in region.entries[:STARTS]]
+        for trace, region in zip((reference, port), regions, strict=True)
+    ]
+    found: dict[tuple[int, int], tuple[float, np.ndarray]] = {}
+    for mine in ways[0]:
+        for theirs in ways[1]:
+            for a, t in enumerate(mine):
+                for b, j in enumerate(theirs):
+                    if (t, j) in found:
+                        continue
+                    fitted = _fitted(reference.values.get(t), port.values.get(j))
+                    if fitted is not None:
+                        score = 0.3 * (a + b) - 6 * fitted[0] ** 4 - (2 if (t, j) in bound else 0)
+                        found[t, j] = (score, fitted[1])
+    order = sorted(found, key=lambda pair: found[pair][0])[:TRIALS]
+    for t, j in order:
+        yield t, j, found[t, j][1]
+
+
+def _fitted(a: np.ndarray | None, b: np.ndarray | None) -> tuple[float, np.ndarray] | None:
+    """How alike two values are, from 0 to 1, and the first as the second is arranged; None: they do not fit."""
+    if a is None or b is None or a.dtype.kind not in "fc" or b.dtype.kind not in "fc":
+        return None
+    if a.size != b.size:
+        small, other = np.squeeze(shrink(a)), np.squeeze(shrink(b))
+        if small.size != other.size or small.size < 2:
+            return None
+        axes = [n for n in range(b.ndim) if b.shape[n] > 1 and not np.array_equal(b, np.broadcast_to(b.take([0], n), b.shape))]
+        shape = tuple(b.shape[n] if n in axes else 1 for n in range(b.ndim))
+        fitted = _fitted(small, other)
+        return None if fitted is None else (fitted[0], np.broadcast_to(fitted[1].reshape(shape), b.shape))
+    x, y = np.squeeze(a), np.squeeze(b)
+    best: tuple[float, np.ndarray] | None = None
+    for index, order in enumerate(permutations(x.shape, y.shape)):
+        if index >= 24:
+            break
+        moved = x.transpose(order)
+        alike = _alike(moved, y)
+        if best is None or alike > best[0]:
+            best = alike, moved
+    return None if best is None else (best[0], best[1].reshape(b.shape))
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> float:
+    """The correlation of two arrays of one shape."""
+    step = tuple(slice(None, None, max(1, int(n / 16))) if a.size > SAMPLE else slice(None) for n in a.shape)
+    x, y = as_numbers(a[step]).ravel().real, as_numbers(b[step]).ravel().real
+    if x.size < 3:
+        return 0.5
+    x, y = x - x.mean(), y - y.mean()
+    size = float(np.sqrt((x @ x) * (y @ y)))
+    return abs(float(x @ y)) / size if size else 0.0
+
+
+def _kind(alignment: Alignment, regions: tuple[Region, Region], t: int, j: int) -> tuple[str, str]:
+    """What kind of difference it is, and words for it."""
+    reference, port = alignment.reference.nodes, alignment.port.nodes
+    narrow = [_narrow(nodes, region) for nodes, region in zip((reference, port), regions, strict=True)]
+    if narrow[0] != narrow[1]:
+        which = narrow[1] or narrow[0]
+        side = "the port" if narrow[1] else "the reference"
+        return "precision", f"{side} computes in {which}"
+    if alignment.matches[False].get(t) or alignment.matches[True].get(j):
+        return "order", "the same numbers, arranged otherwise"
+    words = _wiring(alignment, reference[t], port[j])
+    return ("wiring", words) if words else ("values", "")
+
+
+def _narrow(nodes: list[Node], region: Region) -> str:
+    return next((str(nodes[n].params["rounded"]) for n in sorted(region.nodes) if "rounded" in nodes[n].params), "")
+
+
+def _wiring(alignment: Alignment, mine: Node, theirs: Node) -> str:
+    """Both operations are of one kind and have matched operands, but not each other's."""
+    name = lambda op: ROLES.get(op, {"mm": "dot", "bmm": "dot", "dot_general": "dot"}.get(op, op))  # noqa: E731
+    if name(mine.op.rstrip("_")) != name(theirs.op) or not mine.inputs:
+        return ""
+    values = lambda nodes, node: [i for i in node.inputs if not nodes[i].image]  # noqa: E731
+    a, b = values(alignment.reference.nodes, mine), values(alignment.port.nodes, theirs)
+    only = [i for i in a if not any(k in b for k in alignment.partners(False, i))]
+    other = [i for i in b if not any(k in a for k in alignment.partners(True, i))]
+    if len(a) != len(b) or not only or not other or alignment.reference.nodes[only[0]].scalar is not None:
+        return ""
+    if not alignment.matches[False].get(only[0]) or not alignment.matches[True].get(other[0]):
+        return ""
+
+    def say(nodes: list[Node], i: int) -> str:
+        part = f" (part {nodes[i].params['part'] + 1})" if "part" in nodes[i].params else ""
+        return f"{nodes[i].op}{part} {nodes[i].shape}{_at(nodes[i])}"
+
+    return (
+        f"the reference takes {say(alignment.reference.nodes, only[0])}, "
+        f"the port {say(alignment.port.nodes, other[0])}"
+    )
+
+
+def _at(node: Node) -> str:
+    from pathlib import PurePath
+
+    return f" of {PurePath(node.sources[0][0]).name}:{node.sources[0][1]}" if node.sources else ""
+
+
+def _before(alignment: Alignment, t: int, j: int) -> list[tuple[int, int]]:
+    """Values that the differing operations take, and that are equal."""
+    found: list[tuple[int, int]] = []
+    for port, node in ((False, t), (True, j)):
+        nodes: Any = alignment.trace(port).nodes
+        for i in dict.fromkeys(nodes[node].inputs):
+            if nodes[i].image or nodes[i].kind == "parameter" or nodes[i].fingerprint is None:
+                continue
+            partner = next(alignment.partners(port, i), None)
+            pair = (partner, i) if port else (i, partner)
+            if partner is not None and pair not in found:
+                found.append(pair)  # type: ignore[arg-type]
+    return found[:2]

@@ -1,0 +1,163 @@
+"""One pair of each kind of model, right and with a fault, and three independent faults in one."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import linen, nnx
+from torch import nn
+
+import lockstep
+from lockstep.comparison import as_inputs, make_model
+from lockstep.record import record, write
+from tests import pairs
+from tests.ports import CASES
+from tests.ports.__main__ import compare, faulty_lines
+
+X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+LAYERS = 3
+
+
+class Reference(nn.Module):
+    def __init__(self, gelu="none"):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.blocks, self.norm = nn.ModuleList(nn.Linear(8, 8) for _ in range(LAYERS)), nn.LayerNorm(8)
+        self.gelu = gelu
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.last(nn.functional.gelu(self.norm(x), approximate=self.gelu))
+
+
+def reference():
+    return pairs.randomise(Reference()).eval()
+
+
+class NNX(nnx.Module):
+    def __init__(self, fault=False):
+        rngs = nnx.Rngs(0)
+        self.first, self.last = nnx.Linear(6, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+        self.blocks = nnx.List([nnx.Linear(8, 8, rngs=rngs) for _ in range(LAYERS)])
+        self.norm, self.fault = nnx.LayerNorm(8, epsilon=1e-5, rngs=rngs), fault
+
+    def __call__(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + jnp.tanh(block(x))
+        return self.last(nnx.gelu(self.norm(x), approximate=self.fault))
+
+
+class Linen(linen.Module):
+    fault: bool = False
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Dense(8, name="first")(x)
+        for i in range(LAYERS):
+            x = x + jnp.tanh(linen.Dense(8, name=f"blocks_{i}")(x))
+        x = linen.LayerNorm(epsilon=1e-5, name="norm")(x)
+        return linen.Dense(3, name="last")(linen.gelu(x, approximate=self.fault))
+
+
+def make_linen(fault=False):
+    return lockstep.linen(Linen(fault), Linen().init(jax.random.key(0), X))
+
+
+def make_equinox(fault=False):
+    """Takes one example; its blocks are stacked for a scan."""
+    eqx = pytest.importorskip("equinox")
+
+    class Net(eqx.Module):
+        first: eqx.nn.Linear
+        blocks: eqx.nn.Linear
+        norm: eqx.nn.LayerNorm
+        last: eqx.nn.Linear
+
+        def __call__(self, x):
+            arrays, static = eqx.partition(self.blocks, eqx.is_array)
+
+            def step(x, block):
+                return x + jnp.tanh(eqx.combine(block, static)(x)), None
+
+            x, _ = jax.lax.scan(step, self.first(x), arrays)
+            return self.last(jax.nn.gelu(self.norm(x), approximate=fault))
+
+    keys = jax.random.split(jax.random.key(0), LAYERS + 2)
+    blocks = eqx.filter_vmap(lambda key: eqx.nn.Linear(8, 8, key=key))(keys[2:])
+    net = Net(eqx.nn.Linear(6, 8, key=keys[0]), blocks, eqx.nn.LayerNorm(8), eqx.nn.Linear(8, 3, key=keys[1]))
+    return lockstep.function(lambda net, x: jax.vmap(net)(x), net)
+
+
+def make_function(fault=False):
+    rng = np.random.default_rng(1)
+    shapes = {"w0": (6, 8), "b0": (8,), "ws": (LAYERS, 8, 8), "bs": (LAYERS, 8), "w1": (8, 3), "b1": (3,)}
+    params = {name: jnp.asarray(rng.standard_normal(shape)) for name, shape in shapes.items()}
+    params |= {"scale": jnp.ones(8), "shift": jnp.zeros(8)}
+
+    def forward(p, x):
+        x = x @ p["w0"] + p["b0"]
+        for i in range(LAYERS):
+            x = x + jnp.tanh(x @ p["ws"][i] + p["bs"][i])
+        x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return jax.nn.gelu(x * p["scale"] + p["shift"], approximate=fault) @ p["w1"] + p["b1"]
+
+    return lockstep.function(forward, params)
+
+
+def make_torch(fault=False):
+    return pairs.randomise(Reference("tanh" if fault else "none"), seed=1).eval()
+
+
+def check(given, make):
+    """A right port is equal; one with the fault is different, at its line."""
+    result = lockstep.compare(given, make(), X)
+    assert result.equal and not result.near, str(result)
+    result = lockstep.compare(given, make(True), X)
+    assert len(result.differences) == 1 and result.first.kind == "values", str(result)
+    sources = {line for side in (result.first.reference, result.first.port) for _, line in side.sources}
+    text = Path(__file__).read_text().splitlines()
+    assert sources & {i for i, line in enumerate(text, 1) if ", approximate=" in line}, str(result)
+
+
+@pytest.mark.parametrize("make", [NNX, make_linen, make_equinox, make_function, make_torch])
+def test_pytorch_against(make):
+    check(reference(), make)
+
+
+def test_linen_against_nnx():
+    check(make_linen(), NNX)
+
+
+def test_recorded_trace_is_as_its_model(tmp_path):
+    path, inputs = tmp_path / "reference.safetensors", as_inputs(X)
+    write(path, record(make_model(reference(), [inputs]), inputs, None, 0))
+    for fault in (False, True):
+        live, recorded = (lockstep.compare(given, NNX(fault), X) for given in (reference(), path))
+        assert recorded.verdict == live.verdict
+        assert [d.to_json() for d in recorded.differences] == [d.to_json() for d in live.differences]
+
+
+@pytest.mark.subprocess
+def test_onnx_file(tmp_path):
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(reference(), (torch.from_numpy(X),), path, dynamo=True, verbose=False)
+    for fault in (False, True):
+        result = lockstep.compare(path, NNX(fault), X)
+        assert result.equal is not fault, str(result)
+    for model, equal in ((reference(), True), (make_torch(True), False)):
+        result = lockstep.compare(model, path, X)
+        assert result.equal is equal, str(result)
+
+
+def test_three_faults_are_found():
+    case = next(case for case in CASES if case.port == "three_faults")
+    result = compare(case, True)
+    found = [{line for _, line in difference.port.sources} for difference in result.differences]
+    lines = [line for _, line in sorted(faulty_lines(case))][-3:]
+    assert len(found) == 3 and all(any(line in places for places in found) for line in lines), str(result)
