@@ -38,7 +38,7 @@ EXCEPTIONS = {
     },
     "torch_impl/train.py": {
         "make_optimizer(recipe, model)": "an optimizer of PyTorch holds the parameters and the momentum",
-        "train_step(optimizer, devices, loss_fn, update_fn, step)": "a step of PyTorch changes the model in place",
+        "train_step(optimizer, devices, loss_fn, update_fn, step)": "it changes the model in place",
         "update_parameters(optimizer, model, ema, on_grid, ema_decay)": "the part that a GPU needs compiled",
     },
     "jax_impl/ops.py": {
@@ -50,7 +50,7 @@ EXCEPTIONS = {
         "make_optimizer(recipe)": "",
         "State": "a step of JAX returns all that it changes",
         "train_step(optimizer, devices, loss_fn, on_grid, state, step)": "",
-        "train_steps(graph, recipe, devices, dtype, on_grid, state, padded, labels, plan)": "`compile.StepLoop`",
+        "train_steps(graph, recipe, devices, dtype, on_grid, state, padded, labels, plan)": "StepLoop",
     },
 }
 
