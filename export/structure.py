@@ -35,7 +35,7 @@ def read_model(path: Path) -> tuple[bytes, onnx.ModelProto]:
         model = onnx.load_model_from_string(content[:MAX_BYTES])
         check_structure(model)
     except Exception as error:  # protobuf's DecodeError, whose module differs between its versions
-        raise UserError(f"{path} is not one of Lockstep's models ({reason(error)}); export it again") from None
+        raise UserError(f"{path} is not one of Lockstep's ({reason(error)}); export it again") from None
     return content, model
 
 
@@ -53,7 +53,7 @@ def check_structure(model: onnx.ModelProto) -> None:
         raise UserError(f"the model is not valid: {reason(error)}") from None
     opsets = [(opset.domain, opset.version) for opset in model.opset_import]
     if opsets not in [[("", version)] for version in OPSETS]:
-        raise UserError(f"the model has the operator sets {opsets}, not ONNX's {' or '.join(map(str, OPSETS))}")
+        raise UserError(f"the model has the operator sets {opsets}, not one of ONNX's {OPSETS}")
     inputs, outputs = ([_signature(v) for v in values] for values in (model.graph.input, model.graph.output))
     if (inputs, outputs[: len(OUTPUTS)]) != (INPUTS, OUTPUTS):  # feature maps may follow
         raise UserError(
