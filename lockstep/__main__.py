@@ -110,8 +110,8 @@ def main(options: LockstepOptions) -> None:
     devices = [each.name for _, each in pair]
     where = "-".join(["", *devices]).replace(" ", "-") if set(devices) != {"cpu"} else ""
     seed = f"-seed{options.seed}" if options.seed else ""
-    dataset = "" if dataset.name == "mnist" else f"-{dataset.name}"
-    run = f"{network.label}-{recipe.name}{everything}-{options.precision}-{steps}{seed}{dataset}{where}"
+    digits = "" if dataset.name == "mnist" else f"-{dataset.name}"
+    run = f"{network.label}-{recipe.name}{everything}-{options.precision}-{steps}{seed}{digits}{where}"
     row = {
         "run": run,
         "network": network.name,
