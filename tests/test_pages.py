@@ -44,8 +44,8 @@ def test_a_table_says_where_its_numbers_come_from():
     rows = [ROW, ROW | {"n": None}, ROW | {"n": -1, "machine": "epyc-avx-512-2"}]
     assert make_table("name | count", "`{name}` | {n:.1f}", rows, "x") == (
         "| name | count |\n| --- | ---: |\n| `a` | 3.0 |\n| `a` |  |\n| `a` | -1.0 |\n\n"
-        "Measured on Intel Xeon with AMX, 1 core (torch 2, 2026-01-02) "
-        "and on AMD EPYC with AVX-512, 2 cores (torch 2, 2026-01-02). Again: `python -m x`."
+        "Measured on Intel Xeon with AMX, 1 core (2026-01-02); AMD EPYC with AVX-512, 2 cores (2026-01-02); "
+        "torch 2. Again: `python -m x`."
     )
     with pytest.raises(ValueError, match="no measurement"):
         make_table("name", "{name}", [])
