@@ -360,7 +360,8 @@ def trials_table(named: bool) -> str:
             rows.append(group[0] | means | {"final": final, "rows": group, "seeds": len(group)})
     return make_table(
         "network | changes | parameters | seeds | loss | accuracy | training loss",
-        "`{network}` | {changes} | {parameters:,} | {seeds} | {val_loss:.4f} | {final:.2f} | {train_loss:.4f}",
+        "`{network}` | {changes} | {parameters:,} | {seeds} | {val_loss:.4f} | {final:.2f} "
+        "| {train_loss:.4f}",
         sorted(rows, key=lambda row: row["val_loss"]),
         f"{COMMAND} --framework torch --split holdout --changes CHANGES --seeds SEEDS",
     )
