@@ -356,11 +356,11 @@ def trials_table(named: bool) -> str:
     for group in grouped(newest("tuning", "network", "changes", "framework", "seed"), "network", "changes"):
         if (group[0]["network"] in NETWORKS) == named:
             means = {key: np.mean([row[key] for row in group]) for key in ("val_loss", "train_loss")}
-            percents = {key: 100 * np.mean([row[key] for row in group]) for key in ("final", "tta")}
-            rows.append(group[0] | means | percents | {"rows": group, "seeds": len(group)})
+            final = 100 * np.mean([row["final"] for row in group])
+            rows.append(group[0] | means | {"final": final, "rows": group, "seeds": len(group)})
     return make_table(
-        "network | changes | parameters | seeds | loss | accuracy | tta | training loss",
-        "`{network}` | {changes} | {parameters:,} | {seeds} | {val_loss:.4f} | {final:.2f} | {tta:.2f} "
+        "network | changes | parameters | seeds | loss | accuracy | training loss",
+        "`{network}` | {changes} | {parameters:,} | {seeds} | {val_loss:.4f} | {final:.2f} "
         "| {train_loss:.4f}",
         sorted(rows, key=lambda row: row["val_loss"]),
         f"{COMMAND} --framework torch --split holdout --changes CHANGES --seeds SEEDS",

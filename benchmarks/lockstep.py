@@ -43,10 +43,17 @@ def claim() -> Row:
     return row | {"fact": fact, "again": "lockstep --network net9954 --recipe reference --steps 100"}
 
 
+def is_whole_bitwise(row: Row) -> bool:
+    """True for a run in bitwise precision to the end of its schedule."""
+    return row["precision"] == "bitwise" and "torch_accuracy" in row
+
+
 def runs_table() -> str:
-    """The lockstep runs: what was random in them, and the noise floor where it was measured."""
+    """The lockstep runs but those of `bitwise_table`: what was random, and the noise floor where measured."""
     rows = []
     for row in newest("lockstep", "run"):
+        if row["network"] not in NETWORKS or is_whole_bitwise(row):  # the record has former networks, too
+            continue
         parts = {
             f"dropout {row['dropout']:g}": row["dropout"],
             "augmentation": row["augmentation"],
@@ -62,7 +69,7 @@ def runs_table() -> str:
         r"| rms \|loss difference\| from step 20 | its noise floor, PyTorch / Flax | other predictions",
         "`{network}`, {recipe} | {chance} | {precision} | {steps:,} | {torch_jax_loss:.1e} "
         "| {tensor:.1e} | {torch_jax_loss_rms:.1e} | {floor} | {torch_jax_predictions}",
-        [row for row in rows if row["network"] in NETWORKS],  # the record has former networks, too
+        rows,
         f"{COMMAND} --steps STEPS",
     )
 
@@ -77,7 +84,7 @@ def bitwise_table() -> str:
             float32[group[0]["network"], recipe] = f"{finals.mean():.2f}{span}"
     rows = []
     for row in newest("lockstep", "network", "recipe", "steps", precision="bitwise"):
-        if row["network"] in NETWORKS and "torch_accuracy" in row:
+        if row["network"] in NETWORKS and is_whole_bitwise(row):
             digest = ", ".join(dict.fromkeys([row["torch_digest"], row["jax_digest"]]))
             seen = float32.get((row["network"], row["recipe"]), "not measured")
             percent = 100 * row["torch_accuracy"]

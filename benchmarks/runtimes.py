@@ -176,9 +176,8 @@ def runtimes_table() -> str:
             accuracy = "no" if int8 is None else f"{int8['accuracy']:.2%}"
             rows.append(row | {"name": name, "int8": accuracy, "rows": [row, *([int8] if int8 else [])]})
     return make_table(
-        "network | runtime | same class | largest difference | batch 1, us (ratio) | accuracy of int8",
-        "`{network}` | {name} | {same_class:,} of {images:,} | {largest_difference:.1e} "
-        "| {p50_us:,.0f} ({ratio:.2f}) | {int8}",
+        "network | runtime | largest difference | batch 1, us (ratio) | accuracy of int8",
+        "`{network}` | {name} | {largest_difference:.1e} | {p50_us:,.0f} ({ratio:.2f}) | {int8}",
         sorted(rows, key=lambda row: row["network"]),
         "benchmarks.runtimes --model models/NETWORK-torch/model.onnx",
     )

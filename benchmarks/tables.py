@@ -54,13 +54,13 @@ class _Cell:
 def describe_origin(rows: Sequence[Row]) -> str:
     """Where, when and with which versions some rows were measured."""
     measurements = [each for row in rows for each in row.get("rows", [row])]
+    pairs = ((name, row["versions"].get(name)) for name in PACKAGES for row in measurements)
+    versions = dict.fromkeys(f"{name} {version}" for name, version in pairs if version)
     places = []
     for group in grouped(measurements, "machine"):
-        pairs = ((name, row["versions"].get(name)) for name in PACKAGES for row in group)
-        versions = dict.fromkeys(f"{name} {version}" for name, version in pairs if version)
-        details = [*versions, *sorted({row["date"] for row in group})]
-        places.append(f"{describe_machine(group[0]['machine'])} ({', '.join(details)})")
-    return f"Measured on {' and on '.join(places)}."
+        dates = ", ".join(sorted({row["date"] for row in group}))
+        places.append(f"{describe_machine(group[0]['machine'])} ({dates})")
+    return f"Measured on {'; '.join([*places, *versions])}."
 
 
 def describe_machine(key: str) -> str:

@@ -194,22 +194,19 @@ def read_originals(folder: Path) -> dict[str, bytes]:
     """
     contents = {}
     for original in ORIGINALS:
-        names = (original.name, f"{original.name}.gz")
-        paths = [parent / name for parent in (folder, folder / "MNIST" / "raw") for name in names]
+        path = folder
         try:
-            path = next((path for path in paths if path.is_file()), None)
+            names = (original.name, f"{original.name}.gz")
+            places = [parent / name for parent in (folder, folder / "MNIST" / "raw") for name in names]
+            path = next((place for place in places if place.is_file()), None)
             if path is None:
                 raise UserError(f"there is no {original.name} in {folder} or its MNIST/raw; {ADVICE}")
             with path.open("rb") as file:
                 contents[original.name] = _read_original(file, original)
-        except (OSError, EOFError, zlib.error) as error:  # gzip's BadGzipFile is an OSError
-            raise UserError(
-                f"cannot read {original.name} in {folder}: {reason(error)}; fetch it again"
-            ) from None
-        except ValueError as error:
-            raise UserError(
-                f"{original.name} in {folder} is not the original: {error}; fetch it again"
-            ) from None
+        except UserError:
+            raise
+        except (OSError, EOFError, zlib.error, ValueError) as error:  # gzip's BadGzipFile is an OSError
+            raise UserError(f"{path} is not the original ({reason(error)}); fetch it again") from None
     return contents
 
 
@@ -239,9 +236,7 @@ def _read_original(file: Any, original: Original) -> bytes:
     file.seek(0)
     content = (gzip.GzipFile(fileobj=file) if gzipped else file).read(original.size + 1)
     if hashlib.sha256(content).hexdigest() != original.sha256:
-        raise ValueError(
-            f"{min(len(content), original.size):,} of {original.size:,} bytes and another SHA-256"
-        )
+        raise ValueError(f"{len(content):,} bytes of {original.size:,} and another SHA-256")
     return content
 
 

@@ -7,7 +7,7 @@ tests.device_steps FRAMEWORK DEVICES FOLDER; writes losses and tensors as FOLDER
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ import torch_impl.train
 from recipe import data
 from recipe.checkpoint import initial_tensors
 from recipe.plan import Plan, make_plan
-from tests.helpers import FRAMEWORKS, TINY, TINY_RECIPE
+from tests.helpers import TINY, TINY_RECIPE, TRAINERS
 
 STEPS = 5
 
@@ -35,30 +35,37 @@ def keep_own_statistics(patch: pytest.MonkeyPatch, framework: str) -> None:
     if framework == "torch":
         patch.setattr(torch_impl.model.BatchNorm, "forward", nn.BatchNorm2d.forward)
     else:
-        patch.setattr(jax_impl.ops, "_batch_mean", lambda means: means)
+        patch.setattr(jax_impl.ops, "_batch_mean", lambda means, devices: means)
 
 
 def add_up_gradients(patch: pytest.MonkeyPatch, framework: str) -> None:
     """The sum of the devices' gradients, each of its own mean, instead of the mean of all."""
-    ours = torch_impl.devices if framework == "torch" else jax_impl.devices
-
-    def multiply(grads):
-        return jax.tree.map(lambda grad: grad * ours.count(), grads)
-
     if framework == "torch":
-        add = torch_impl.devices.sum_in_place
-        patch.setattr(ours, "sum_in_place", lambda all: add(all) or [x.mul_(ours.count()) for x in all[:-2]])
+        add = torch_impl.devices.Devices.sum_in_place
+
+        def multiply_in_place(self, tensors):
+            add(self, tensors)
+            for tensor in tensors[:-2]:
+                tensor.mul_(self.count)
+
+        patch.setattr(torch_impl.devices.Devices, "sum_in_place", multiply_in_place)
     else:
-        add = jax_impl.devices.sum_over_devices
-        patch.setattr(ours, "sum_over_devices", lambda all: (multiply(add(all[0])), *add(all[1:])))
+        add = jax_impl.devices.Devices.sum
+
+        def multiply(self, arrays):
+            total = add(self, arrays)
+            if not (isinstance(arrays, tuple) and len(arrays) == 3):  # gradients, loss, correct
+                return total
+            return jax.tree.map(lambda grad: grad * self.count, total[0]), *total[1:]
+
+        patch.setattr(jax_impl.devices.Devices, "sum", multiply)
 
 
 def number_images_anew(patch: pytest.MonkeyPatch, framework: str) -> None:
     """Dropout that counts the images of each device from 0."""
-    ours = torch_impl if framework == "torch" else jax_impl
-    names = ("count", "sum_over_devices")
-    kept = {name: getattr(ours.devices, name) for name in names}
-    patch.setattr(ours.model, "devices", SimpleNamespace(index=lambda: 0, **kept))
+    model = torch_impl.model if framework == "torch" else jax_impl.model
+    drop = model.drop
+    patch.setattr(model, "drop", lambda x, rate, key, element, first: drop(x, rate, key, element, 0))
 
 
 def share_unequally(patch: pytest.MonkeyPatch, framework: str) -> None:
@@ -81,23 +88,24 @@ FAULTS: dict[str, Callable[[pytest.MonkeyPatch, str], None]] = {
 }
 
 
-def train(framework: str) -> dict[str, np.ndarray]:
+def train(framework: str, devices: Any) -> dict[str, np.ndarray]:
     """The losses and the state after the steps, in float64."""
-    split = data.split(data.load_digits(), "test")
-    trainer = FRAMEWORKS[framework].trainer(TINY, TINY_RECIPE, split, "cpu", "float64")
+    trainer_type = TRAINERS[framework]
+    dataset = data.load("digits", None, trainer_type.read_mnist)
+    trainer = trainer_type(TINY, TINY_RECIPE, dataset, devices, "float64")
     trainer.load(initial_tensors(TINY, TINY_RECIPE, 0, "float64"))
-    plan = make_plan(TINY, TINY_RECIPE, 0, len(split.train_images), 0, STEPS)
+    plan = make_plan(TINY, TINY_RECIPE, 0, len(dataset.train_images), 0, STEPS)
     losses, correct = trainer.train(plan, lambda _: None)
     return {"losses": losses, "correct": correct} | trainer.tensors()
 
 
-def save_all(framework: str, devices: int, folder: Path) -> None:
+def save_all(framework: str, devices: Any, folder: Path) -> None:
     """Train with each fault and without; the first process saves."""
     for name, break_it in FAULTS.items():
         with pytest.MonkeyPatch.context() as patch:
             break_it(patch, framework)
-            arrays = train(framework)
-        if framework == "jax" or torch_impl.devices.index() == 0:
+            arrays = train(framework, devices)
+        if framework == "jax" or devices.index == 0:
             np.savez(folder / f"{name}.npz", **arrays)
 
 
@@ -106,7 +114,7 @@ def run_process(index: int, devices: int, folder: Path) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=index, world_size=devices
     )
-    save_all("torch", devices, folder)
+    save_all("torch", torch_impl.devices.select_devices("cpu"), folder)
     torch.distributed.destroy_process_group()
 
 
@@ -116,8 +124,7 @@ def main(framework: str, devices: int, folder: Path) -> None:
         multiprocessing.spawn(run_process, (devices, folder), nprocs=devices)
     else:
         jax.config.update("jax_num_cpu_devices", devices)
-        jax_impl.devices._make_mesh(devices, "cpu")
-        save_all("jax", devices, folder)
+        save_all("jax", jax_impl.devices.select_devices("cpu", devices), folder)
 
 
 if __name__ == "__main__":

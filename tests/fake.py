@@ -15,6 +15,7 @@ from recipe.console import run_command
 from recipe.data import Arrays, Dataset
 from recipe.networks import Network
 from recipe.plan import Plan
+from recipe.provenance import describe_machine, provenance
 from recipe.recipes import Precision, Recipe
 from recipe.run import TrainOptions
 
@@ -118,7 +119,11 @@ def no_network() -> NoReturn:
 
 
 def skip_slow_parts(setattr: Callable[[object, str, object], None] = setattr) -> None:
-    """Draw no curves, load no digits, ask no network; a test passes its monkeypatch's."""
+    """Draw nothing, load no digits, ask no network and git only once; a test passes its monkeypatch's."""
+    here, machine = provenance(("numpy",)), describe_machine()
+    setattr(run, "provenance", lambda _: here)
+    setattr(run, "describe_machine", lambda: machine)
+    setattr(run, "show_layers", lambda _: None)
     setattr(run, "draw_curves", draw_nothing)
     setattr(data, "load_digits", load_blanks)
     setattr(data, "download_originals", no_network)

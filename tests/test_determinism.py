@@ -5,7 +5,6 @@ import subprocess
 import sys
 from functools import partial
 
-import numpy as np
 import pytest
 
 from recipe.checkpoint import FILE_NAME, load_checkpoint
@@ -38,32 +37,3 @@ def test_two_runs_have_the_same_bits(framework, tmp_path):
     threads = min(2, len(PROCESSORS))
     one, other = (run(framework, threads, tmp_path / name) for name in ("one", "other"))
     assert same_bits(one, other)
-
-
-@pytest.mark.slow
-@pytest.mark.hours
-@pytest.mark.skipif(len(PROCESSORS) < 2, reason="needs two processors")
-@pytest.mark.parametrize("network", ["net9954", "net10040"])
-@pytest.mark.parametrize("framework", ["torch", "jax"])
-def test_runs_with_one_and_two_threads(framework, network, tmp_path, publish):
-    """Whether the number of threads changes the bits is recorded, not promised."""
-    runs = {
-        (n, turn): run(framework, n, tmp_path / f"{n}{turn}", network, 5) for n in (1, 2) for turn in (0, 1)
-    }
-    one, two = runs[1, 0], runs[2, 0]
-    same = {
-        "same_1_thread": same_bits(one, runs[1, 1]),
-        "same_2_threads": same_bits(two, runs[2, 1]),
-    }
-    assert all(same.values())
-    row = {
-        "test": "determinism",
-        "framework": framework,
-        "network": network,
-        "precision": "float32",
-        "steps": one.step,
-        **same,
-        "same_1_and_2": same_bits(one, two),
-        "loss_difference": float(np.abs(one.losses - two.losses).max()),
-    }
-    publish(row)

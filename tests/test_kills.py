@@ -1,93 +1,100 @@
-"""A run that is killed at any moment is resumed to the same bits."""
+"""A run killed at any moment, by SIGKILL, is resumed to the same bits, and no file is half-written."""
 
 import json
+import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from itertools import count
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
+import numpy as np
 import pytest
 
-from recipe.checkpoint import FILE_NAME
-from tests.kills import Killer, count, is_identical, make_context, read_files
+from recipe import checkpoint
+from recipe.checkpoint import FILE_NAME, load_checkpoint, state_digest
+from recipe.run import FILES
+from tests import fake
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parent.parent
-FRAMEWORKS = ("torch", "jax")
-
-
-@pytest.fixture(scope="module")
-def context():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "PYTHONWARNINGS", "ignore"
-        )  # JAX warns of being forked, but has no threads before its first use
-        yield make_context()
+WRITING = {f.__code__ for f in (checkpoint.write_atomically, checkpoint._sync_folder)}  # a run's files
 
 
-def kill_at_random(killer, kills):
-    rng = random.Random(0)
-    outcomes = []
-    while sum(outcome.killed for outcome in outcomes) < kills:
-        outcomes.append(killer.kill_after(rng.uniform(0, 0.95) * killer.seconds))
-    return count(outcomes)
+def train_until_line(number: int, out: Path) -> bool:
+    """Train in a process that is killed before that line of `WRITING`; return True if it came to it."""
+    lines = count()
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line" and frame.f_code in WRITING and next(lines) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace if frame.f_code in WRITING else None
+
+    child = os.fork()
+    if child == 0:
+        try:
+            sys.settrace(trace)
+            fake.train(out, epochs=2)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-def check(counts):
-    assert counts["identical"] == counts["kills"] > 0
-    assert counts["damaged"] == 0
+def read(folder: Path) -> dict[str, Any]:
+    """What a run left, every file whole: all but the seconds and what is said of the machine and the time."""
+    for path in (folder / name for name in FILES if (folder / name).exists()):
+        if path.suffix == ".npy":
+            np.load(path, allow_pickle=False)
+        elif path.suffix in (".json", ".jsonl"):
+            assert path.read_text().endswith("\n")
+            [json.loads(line) for line in path.read_text().splitlines() if path.suffix == ".jsonl"]
+    if not (folder / FILE_NAME).exists():
+        return {}
+    state = load_checkpoint(folder / FILE_NAME)
+    metrics = [vars(entry) | {"seconds": 0} for entry in state.metrics]
+    return {"losses": state.losses.tobytes(), "digest": state_digest(state.tensors), "metrics": metrics}
+
+
+@pytest.mark.subprocess
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")  # the child only computes with NumPy
+def test_a_run_killed_before_any_line_of_writing_is_resumed_to_the_same_bits(tmp_path, monkeypatch):
+    fake.skip_slow_parts(monkeypatch.setattr)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a kill loses nothing that was written
+    fake.train(tmp_path / "whole", epochs=2)
+    whole, kept, out = read(tmp_path / "whole"), set(), tmp_path / "run"
+    for line in count():
+        if not train_until_line(line, out):
+            break
+        left = read(out)
+        kept.add(len(left.get("metrics", ())))
+        fake.train(out, epochs=2, resume=out if left else None)
+        assert read(out) == whole, line
+        assert {path.name for path in out.iterdir()} == set(FILES), line
+        shutil.rmtree(out)
+    assert line > 50 and kept == {0, 1, 2}
 
 
 @pytest.mark.slow
 @pytest.mark.subprocess
-@pytest.mark.parametrize("name", FRAMEWORKS)
-def test_a_run_killed_at_random(name, context, tmp_path):
-    check(kill_at_random(Killer(name, tmp_path, context), 3))
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_real_run_killed_at_random_is_resumed_to_the_same_bits(framework, tmp_path):
+    words = ["--network", "net9954", "--dataset", "digits", "--epochs", "2", "--device", "cpu", "--out"]
 
+    def start(out: Path, *more: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", f"{framework}_impl.train", *words, str(out), *more]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
 
-@pytest.mark.subprocess
-def test_a_run_killed_at_each_line_of_writing(tmp_path):
-    """With a framework that computes nothing; the slow test does the same with the real ones."""
-    command = [sys.executable, "-m", "tests.kills", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    counts = json.loads(done.stdout)
-    check(counts)
-    assert counts["kills"] > 100
-    assert min(counts["kept_0"], counts["kept_1"], counts["kept_2"]) > 10
-
-
-@pytest.mark.slow
-@pytest.mark.hours
-@pytest.mark.parametrize("name", FRAMEWORKS)
-def test_a_run_killed_hundreds_of_times(name, context, tmp_path, request, publish):
-    killer = Killer(name, tmp_path, context)
-    at_random = kill_at_random(killer, request.config.getoption("count") or 100)
-    at_each_line = count([killer.kill_at_line(line) for line in range(killer.count_lines())])
-    check(at_random)
-    check(at_each_line)
-    run = {"test": "kills", "framework": name, "network": "net9954", "epochs": 2}
-    publish(
-        run | {"moment": "at random"} | at_random,
-        run | {"moment": "at each line of writing"} | at_each_line,
-    )
-
-
-@pytest.mark.subprocess
-def test_what_is_not_identical_or_not_whole_is_noticed(context, tmp_path):
-    killer = Killer("fake", tmp_path, context)
-    folder = tmp_path / "whole"
-    assert is_identical(folder, killer.expected)
-    (folder / ".losses.npy.12345678").write_text("")
-    assert not is_identical(folder, killer.expected), "a temporary file that stays"
-    (folder / ".losses.npy.12345678").unlink()
-    lines = (folder / "metrics.jsonl").read_text()
-    (folder / "metrics.jsonl").write_text(lines.replace('"epoch": 2', '"epoch": 3'))
-    assert not is_identical(folder, killer.expected)
-    (folder / "metrics.jsonl").write_text(lines)
-    killer.expected.tensors["conv1.weight"].flat[0] *= -1
-    assert not is_identical(folder, killer.expected)
-    for name in ("metrics.jsonl", "losses.npy", "curves.png", "config.json", FILE_NAME):
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: len(content) // 3])  # within the first line of metrics.jsonl
-        assert not read_files(folder)[0], name
-        (folder / name).write_bytes(content)
-    assert read_files(folder) == (True, 2)
+    began = time.monotonic()
+    assert start(tmp_path / "whole").wait() == 0
+    seconds, whole, rng = time.monotonic() - began, read(tmp_path / "whole"), random.Random(0)
+    for out in (tmp_path / str(number) for number in range(3)):
+        process = start(out)
+        time.sleep(seconds * rng.uniform(0.3, 0.95))
+        process.kill()
+        process.wait()
+        assert start(out, *(["--resume", str(out)] if read(out) else [])).wait() == 0
+        assert read(out) == whole

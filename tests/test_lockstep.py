@@ -15,6 +15,7 @@ from recipe.console import UserError
 from recipe.networks import get_network
 from recipe.recipes import get_recipe
 from tests import fake
+from tests.helpers import make_trainer
 
 SMALL = LockstepOptions(network="net9954", recipe="reference", steps=6, dataset="digits", device="cpu")
 
@@ -58,8 +59,8 @@ def test_it_leaves_a_row_its_series_and_a_picture(folder, capsys):
 def test_a_published_row_goes_to_results_and_keeps_the_others(folder, tmp_path, monkeypatch, fakes):
     results = tmp_path / "results"
     monkeypatch.setattr(record, "RESULTS", results)
-    blanks = dataclasses.replace(fake.load_blanks(), name="mnist")
-    monkeypatch.setattr(data, "load", lambda *_: data.Loaded(blanks, None))
+    blanks = data.Dataset("mnist", "", *fake.load_blanks())
+    monkeypatch.setattr(data, "load", lambda *_: blanks)
     for steps in ("all", 3, 3):
         main(dataclasses.replace(SMALL, steps=steps, publish=True, noise_floor=False, everything=True))
     names = [f"net9954-reference-everything-float64-{steps}" for steps in (209, 3, 3)]
@@ -71,10 +72,7 @@ def test_a_published_row_goes_to_results_and_keeps_the_others(folder, tmp_path, 
 def test_float32_parts_but_no_further_than_a_framework_from_itself(digits):
     """44 steps of `tuned`. The last 24 are a noisy estimate of both, so only the magnitude is checked."""
     network, recipe = get_network("net9954"), get_recipe("net9954", "tuned")
-    trainers = [
-        package.train.Trainer(network, recipe, digits, "cpu", "float32")
-        for package in (torch_impl, jax_impl) * 2
-    ]
+    trainers = [make_trainer(name, network, recipe, digits, "float32") for name in ("torch", "jax") * 2]
     _, comparisons = run_lockstep(
         trainers, network, recipe, len(digits.train_images), 44, precision="float32"
     )

@@ -12,7 +12,7 @@ from recipe.console import UserError
 from recipe.data import MEAN, STD
 from recipe.networks import get_network
 from recipe.recipes import get_recipe
-from tests.helpers import FRAMEWORKS
+from tests.helpers import make_trainer
 
 
 def torch_logits(path, images):
@@ -25,17 +25,16 @@ def flax_logits(path, images):
 
 
 def test_a_loaded_model_is_the_trained_one(framework, real_runs, digits):
-    path = real_runs[framework.name].checkpoint
+    path = real_runs[framework].checkpoint
     images = ((digits.val_images / 255 - MEAN) / STD).astype(np.float32)
     logits = torch_logits(path, images)
     np.testing.assert_allclose(flax_logits(str(path.parent), images), logits, rtol=0, atol=1e-5)
-    trainer = FRAMEWORKS[framework.name].trainer(
-        get_network("net9954"), get_recipe("net9954", "tuned"), digits, "cpu", "float32"
-    )
+    network, recipe = get_network("net9954"), get_recipe("net9954", "tuned")
+    trainer = make_trainer(framework, network, recipe, digits, "float32")
     trainer.load(load_checkpoint(path).tensors)
     np.testing.assert_allclose(trainer.predict(), logits, rtol=0, atol=1e-5)
     accuracy = (logits.argmax(1) == digits.val_labels).mean()
-    assert accuracy == load_checkpoint(path).metrics[-1]["val_accuracy"]
+    assert accuracy == load_checkpoint(path).metrics[-1].val_accuracy
     assert np.abs(logits).max() > 0.1
 
 

@@ -26,6 +26,7 @@ from recipe.networks import (
     build_network,
     get_network,
 )
+from tests.helpers import DEVICES
 
 # Parameters of each convolution and of each batch norm, the shape each convolution gives, and all layers by
 # their first letters: C is a convolution, C1 one with padding, Cb one with biases, Cs2 one with the weights
@@ -84,7 +85,7 @@ def own_counts(name: str) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("name", TYPED_IN)
 def test_torch_model_has_the_layers_typed_in(name):
-    model = torch_impl.model.ConvNet(get_network(name), 0.1)
+    model = torch_impl.model.ConvNet(get_network(name), 0.1, DEVICES["torch"].select_devices("cpu"))
     modules = list(model.children())
     counts = {
         kind: [sum(p.numel() for p in m.parameters()) for m in modules if isinstance(m, cls)]
@@ -102,7 +103,7 @@ def test_torch_model_has_the_layers_typed_in(name):
 
 @pytest.mark.parametrize("name", TYPED_IN)
 def test_flax_model_has_the_layers_typed_in(name):
-    model = jax_impl.model.ConvNet(get_network(name), 0.1)
+    model = jax_impl.model.ConvNet(get_network(name), 0.1, DEVICES["jax"].select_devices("cpu"))
     modules = [module for _, module in nnx.iter_children(model)]
     counts = {
         kind: [

@@ -4,6 +4,8 @@ float64, so that 1e-12 leaves room for the order of sums and for nothing else. F
 through a convolution: the same to 1e-5, a hundred times its rounding, since thousands of numbers are summed.
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from torch.nn import functional
 
 import torch_impl.ops
 from jax_impl import ops
+from tests.helpers import DEVICES
 
 BOUND = 1e-12
 
@@ -24,133 +27,93 @@ def x64():
     jax.config.update("jax_enable_x64", False)
 
 
-def to_torch(x: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).requires_grad_()
+def to_nchw(x: np.ndarray) -> np.ndarray:
+    """NHWC to NCHW and HWIO to OIHW: what PyTorch has. Vectors stay."""
+    return x if x.ndim < 4 else x.transpose((0, 3, 1, 2) if x.shape[1] == x.shape[2] > 6 else (3, 2, 0, 1))
 
 
-def from_torch(x: torch.Tensor) -> np.ndarray:
-    return x.detach().numpy().transpose(0, 2, 3, 1)
+def from_nchw(x: np.ndarray) -> np.ndarray:
+    return x if x.ndim < 4 else x.transpose((0, 2, 3, 1) if x.shape[2] > 6 else (2, 3, 1, 0))
 
 
-def assert_near(found, expected, bound=BOUND) -> None:
-    expected = np.asarray(expected)
-    np.testing.assert_allclose(
-        np.asarray(found), expected, rtol=0, atol=bound * max(1, np.abs(expected).max())
-    )
+def by_torch(function: Callable, arrays: Sequence[np.ndarray], upstream: np.ndarray) -> list[np.ndarray]:
+    """The result of a function and the gradients of its inputs; arrays in NHWC and HWIO."""
+    inputs = [torch.from_numpy(np.ascontiguousarray(to_nchw(x))).requires_grad_() for x in arrays]
+    y = function(*inputs)
+    y = y[0] if isinstance(y, tuple) else y
+    y.backward(torch.from_numpy(np.ascontiguousarray(upstream.transpose(0, 3, 1, 2))))
+    result = y.detach().numpy().transpose(0, 2, 3, 1)
+    return [result, *(from_nchw(x.grad.numpy()) for x in inputs)]  # pyright: ignore
 
 
-def convolve_by_torch(x, kernel, pad, upstream):
-    """The result and both gradients by PyTorch's own convolution, in NHWC and HWIO."""
-    x_torch = to_torch(x)
-    kernel_torch = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()).requires_grad_()
-    y = functional.conv2d(x_torch, kernel_torch, padding=pad)
-    y.backward(to_torch(upstream).detach())
-    return from_torch(y), from_torch(x_torch.grad), kernel_torch.grad.numpy().transpose(2, 3, 1, 0)
+def by_jax(function: Callable, arrays: Sequence[np.ndarray], upstream: np.ndarray) -> list[np.ndarray]:
+    def first(*inputs):
+        y = function(*inputs)
+        return y[0] if isinstance(y, tuple) else y
+
+    y, pull = jax.vjp(first, *map(jnp.asarray, arrays))
+    return [np.asarray(each) for each in (y, *pull(jnp.asarray(upstream)))]
+
+
+def check(ours: list[np.ndarray], expected: list[np.ndarray], bound: float = BOUND) -> None:
+    for found, right in zip(ours, expected, strict=True):
+        largest = max(1, np.abs(right).max())
+        np.testing.assert_allclose(found, right, rtol=0, atol=bound * largest)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", BOUND), ("float32", 1e-5)])
 @pytest.mark.parametrize(("size", "pad"), [(3, 0), (3, 1), (1, 0), (5, 2)])
 @pytest.mark.parametrize(("channels", "filters"), [(1, 8), (8, 16), (16, 10)])
 def test_convolution(size, pad, channels, filters, dtype, bound, rng):
-    x = rng.normal(size=(40, 9, 9, channels)).astype(dtype)  # float32 sums weight gradients of 16 images
-    kernel = rng.normal(size=(size, size, channels, filters)).astype(dtype)
-    y, pull = jax.vjp(lambda x, kernel: ops.conv2d(x, kernel, pad), jnp.asarray(x), jnp.asarray(kernel))
-    upstream = rng.normal(size=y.shape).astype(dtype)
-    expected = convolve_by_torch(
-        *(a.astype(np.float64) for a in (x, kernel)), pad, upstream.astype(np.float64)
-    )
-    for ours, theirs in zip((y, *pull(jnp.asarray(upstream))), expected, strict=True):
-        assert ours.dtype == dtype
-        assert_near(ours, theirs, bound)
+    side = 9 + 2 * pad - size + 1
+    shapes = (40, 9, 9, channels), (size, size, channels, filters), (40, side, side, filters)
+    x, kernel, upstream = (rng.normal(size=shape).astype(dtype) for shape in shapes)
+    ours = by_jax(lambda x, kernel: ops.conv2d(x, kernel, pad), (x, kernel), upstream)
+    assert {array.dtype for array in ours} == {np.dtype(dtype)}
+    exact = [array.astype(np.float64) for array in (x, kernel, upstream)]
+    expected = by_torch(lambda x, kernel: functional.conv2d(x, kernel, padding=pad), exact[:2], exact[2])
+    check(ours, expected, bound)
+    if dtype == "float64":
+        check(by_torch(lambda *inputs: torch_impl.ops.conv2d(*inputs, pad), (x, kernel), upstream), expected)
 
 
 @pytest.mark.parametrize("images", [1, 4, 6])
-@pytest.mark.parametrize("with_dx", [True, False])
-def test_convolution_of_few_images_at_a_time_in_pytorch(images, with_dx, rng):
-    x, kernel = rng.normal(size=(images, 9, 9, 3)), rng.normal(size=(3, 3, 3, 5))
-    upstream = rng.normal(size=(images, 9, 9, 5))
-    expected = convolve_by_torch(x, kernel, 1, upstream)
-    x_torch = to_torch(x).detach().requires_grad_(with_dx)
-    kernel_torch = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()).requires_grad_()
-    y = torch_impl.ops.conv2d(x_torch, kernel_torch, 1)
-    y.backward(to_torch(upstream).detach())
-    assert_near(from_torch(y), expected[0])
-    assert (x_torch.grad is not None) == with_dx
-    if with_dx:
-        assert_near(from_torch(x_torch.grad), expected[1])
-    assert_near(kernel_torch.grad.numpy().transpose(2, 3, 1, 0), expected[2])
-    torch.library.opcheck(torch_impl.ops.conv2d, (x_torch, kernel_torch, 1))
+def test_convolution_of_few_images_at_a_time_in_pytorch(images):
+    x, kernel = torch.randn(images, 3, 9, 9), torch.randn(5, 3, 3, 3, requires_grad=True)
+    for with_dx in (True, False):
+        x.requires_grad_(with_dx)
+        torch_impl.ops.conv2d(x, kernel, 1).sum().backward()
+        assert (x.grad is not None) == with_dx
+        x.grad = None
+        torch.library.opcheck(torch_impl.ops.conv2d, (x, kernel, 1))
 
 
 @pytest.mark.parametrize("side", [8, 7])
-def test_max_pool_with_ties(side, rng):
+@pytest.mark.parametrize("name", ["max", "avg"])
+def test_pools(name, side, rng):
     x = rng.integers(0, 3, (5, side, side, 4)).astype(float)  # three values only: ties everywhere
-    ours, pull = jax.vjp(ops.max_pool, jnp.asarray(x))
-    x_torch = to_torch(x)
-    theirs = functional.max_pool2d(x_torch, 2)
-    assert_near(ours, from_torch(theirs))
-    upstream = rng.normal(size=ours.shape)
-    theirs.backward(to_torch(upstream).detach())
-    assert_near(pull(jnp.asarray(upstream))[0], from_torch(x_torch.grad))
-
-
-@pytest.mark.parametrize("side", [8, 7])
-def test_avg_pool(side, rng):
-    x = rng.normal(size=(5, side, side, 4))
-    ours, pull = jax.vjp(ops.avg_pool, jnp.asarray(x))
-    x_torch = to_torch(x)
-    theirs = functional.avg_pool2d(x_torch, 2)
-    assert_near(ours, from_torch(theirs))
-    upstream = rng.normal(size=ours.shape)
-    theirs.backward(to_torch(upstream).detach())
-    assert_near(pull(jnp.asarray(upstream))[0], from_torch(x_torch.grad))
+    upstream = rng.normal(size=(5, side // 2, side // 2, 4))
+    expected = by_torch(lambda x: getattr(functional, f"{name}_pool2d")(x, 2), [x], upstream)
+    check(by_jax(getattr(ops, f"{name}_pool"), [x], upstream), expected)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])  # at 1e4, E[x^2] - E[x]^2 would lose eight digits
 def test_batch_norm(offset, rng):
-    x = rng.normal(size=(6, 5, 5, 8)) + offset
-    weight, bias = rng.normal(size=8), rng.normal(size=8)
-    (ours, mean, variance), pull = jax.vjp(
-        lambda *inputs: ops.batch_norm(*inputs, 1e-5), *map(jnp.asarray, (x, weight, bias))
-    )
-    inputs = [to_torch(x), torch.from_numpy(weight).requires_grad_(), torch.from_numpy(bias).requires_grad_()]
-    theirs = functional.batch_norm(inputs[0], None, None, inputs[1], inputs[2], training=True, eps=1e-5)
-    bound = 1 if offset == 0 else 1e4  # the input itself has four digits fewer after the point
-    np.testing.assert_allclose(ours, from_torch(theirs), rtol=0, atol=BOUND * bound * 10)
-    np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=BOUND)
-    np.testing.assert_allclose(variance, x.var((0, 1, 2)), rtol=1e-11)
-    upstream = rng.normal(size=ours.shape)
-    theirs.backward(to_torch(upstream).detach())
-    zero = jnp.zeros_like(mean)
-    for gradient, expected in zip(
-        pull((jnp.asarray(upstream), zero, zero)),
-        (from_torch(inputs[0].grad), inputs[1].grad.numpy(), inputs[2].grad.numpy()),
-        strict=True,
-    ):
-        np.testing.assert_allclose(
-            gradient, expected, rtol=0, atol=1e-11 * bound * max(1, np.abs(expected).max())
-        )
+    x, upstream = rng.normal(size=(2, 6, 7, 7, 8))
+    arrays = (x + offset, *rng.normal(size=(2, 8)))
 
+    def textbook(x, weight, bias):
+        return functional.batch_norm(x, None, None, weight, bias, training=True, eps=1e-5)
 
-@pytest.mark.parametrize("offset", [0.0, 1e4])
-def test_batch_norm_of_pytorch(offset, rng):
-    x, weight, bias, upstream = (
-        torch.from_numpy(array).requires_grad_()
-        for array in (
-            rng.normal(size=(6, 8, 5, 5)) + offset,
-            *rng.normal(size=(2, 8)),
-            rng.normal(size=(6, 8, 5, 5)),
-        )
+    expected = by_torch(textbook, arrays, upstream)
+    bound = 10 * BOUND * max(offset, 1)  # the input itself has four digits fewer after the point
+    devices = {name: DEVICES[name].select_devices("cpu") for name in DEVICES}
+    check(
+        by_torch(lambda *a: torch_impl.ops.batch_norm(*a, 1e-5, devices["torch"]), arrays, upstream),
+        expected,
+        bound,
     )
-    ours, mean, variance = torch_impl.ops.batch_norm(x, weight, bias, 1e-5)
-    theirs = functional.batch_norm(x, None, None, weight, bias, training=True, eps=1e-5)
-    bound = 1 if offset == 0 else 1e4
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=BOUND * bound * 10)
-    torch.testing.assert_close(mean, x.mean((0, 2, 3)), rtol=BOUND, atol=0)
-    torch.testing.assert_close(variance, x.var((0, 2, 3), correction=0), rtol=1e-11, atol=0)
-    assert not mean.requires_grad
-    inputs = (x, weight, bias)
-    gradients = (torch.autograd.grad(y, inputs, upstream) for y in (ours, theirs))
-    for gradient, expected in zip(*gradients, strict=True):
-        largest = max(1.0, float(expected.abs().max()))
-        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-11 * bound * largest)
+    check(by_jax(lambda *a: ops.batch_norm(*a, 1e-5, devices["jax"]), arrays, upstream), expected, bound)
+    _, mean, variance = ops.batch_norm(*map(jnp.asarray, arrays), 1e-5, devices["jax"])
+    np.testing.assert_allclose(mean, arrays[0].mean((0, 1, 2)), rtol=BOUND)
+    np.testing.assert_allclose(variance, arrays[0].var((0, 1, 2)), rtol=1e-11)

@@ -19,7 +19,7 @@ import jax_impl.train
 import torch_impl.model
 import torch_impl.train
 from lockstep.runs import Comparison, run_lockstep, turn_everything_on
-from recipe.data import Split
+from recipe.data import Dataset
 from recipe.networks import (
     NETWORKS,
     Network,
@@ -28,7 +28,7 @@ from recipe.networks import (
 from recipe.plan import Plan
 from recipe.random_numbers import initial_weights
 from recipe.recipes import RECIPES, Recipe, get_recipe, learning_rates
-from tests.helpers import TINY, TINY_RECIPE
+from tests.helpers import DEVICES, TINY, TINY_RECIPE, make_trainer
 
 LOSS_BOUND, TENSOR_BOUND = 1e-10, 1e-9  # absolute; relative to the norm
 
@@ -60,12 +60,14 @@ def test_same_weights_give_the_same_logits_and_statistics(network, dtype, train,
     tensors = random_tensors(network, rng, dtype)
     images = rng.normal(size=(32, 1, 28, 28)).astype(dtype)
 
-    torch_model = torch_impl.model.ConvNet(network, 0.0).to(getattr(torch, dtype))
+    torch_model = torch_impl.model.ConvNet(network, 0.0, DEVICES["torch"].select_devices("cpu")).to(
+        getattr(torch, dtype)
+    )
     torch_impl.model.load_tensors(torch_model, tensors)
     torch_model.train(train)
     expected = torch_model(torch.from_numpy(images)).detach().numpy()
 
-    flax_model = jax_impl.model.ConvNet(network, 0.0)
+    flax_model = jax_impl.model.ConvNet(network, 0.0, DEVICES["jax"].select_devices("cpu"))
     jax_impl.model.load_tensors(flax_model, tensors)
     flax_model.train() if train else flax_model.eval()
     logits = np.asarray(flax_model(jnp.asarray(images.transpose(0, 2, 3, 1))))
@@ -91,13 +93,15 @@ def assert_in_step(comparison: Comparison) -> None:
 
 
 def compare(
-    network: Network, recipe: Recipe, split: Split, steps: int, noise_floor: bool = False
+    network: Network, recipe: Recipe, dataset: Dataset, steps: int, noise_floor: bool = False
 ) -> dict[str, Comparison]:
     """Some steps in float64 on the CPU; few validation images, since only training matters here."""
-    split = split._replace(val_images=split.val_images[:200], val_labels=split.val_labels[:200])
-    packages = [torch_impl.train, jax_impl.train] * (2 if noise_floor else 1)
-    trainers = [package.Trainer(network, recipe, split, "cpu", "float64") for package in packages]
-    return run_lockstep(trainers, network, recipe, len(split.train_images), steps)[1]
+    dataset = dataclasses.replace(
+        dataset, val_images=dataset.val_images[:200], val_labels=dataset.val_labels[:200]
+    )
+    names = ("torch", "jax") * (2 if noise_floor else 1)
+    trainers = [make_trainer(name, network, recipe, dataset, "float64") for name in names]
+    return run_lockstep(trainers, network, recipe, len(dataset.train_images), steps)[1]
 
 
 @pytest.mark.parametrize(

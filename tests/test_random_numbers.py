@@ -14,6 +14,7 @@ import torch_impl.model
 from recipe import random_numbers
 from recipe.networks import get_network
 from recipe.recipes import Recipe
+from tests.helpers import DEVICES
 
 NETWORK = get_network("net10040")
 FLAT = Recipe("flat", epochs=1, batch=1, lr=0.1)
@@ -42,8 +43,8 @@ def test_dropout_layers_drop_the_same_elements(rng):
     x = rng.normal(size=(4, 3, 5, 6)).astype(np.float32)  # NCHW
     key = random_numbers.epoch_dropout_keys(NETWORK, 0, 0, 1)[0, 0]
     element, flax_element = (twin.model.number_elements(x.shape[1:]) for twin in (torch_impl, jax_impl))
-    ours = torch_impl.model.drop(torch.from_numpy(x), 0.3, torch.from_numpy(key), element).numpy()
-    theirs = jax_impl.model.drop(jnp.asarray(x.transpose(0, 2, 3, 1)), 0.3, jnp.asarray(key), flax_element)
+    ours = torch_impl.model.drop(torch.from_numpy(x), 0.3, torch.from_numpy(key), element, 0).numpy()
+    theirs = jax_impl.model.drop(jnp.asarray(x.transpose(0, 2, 3, 1)), 0.3, jnp.asarray(key), flax_element, 0)
     np.testing.assert_array_equal(ours, np.asarray(theirs).transpose(0, 3, 1, 2))
     kept = ours != 0
     assert 0 < kept.sum() < kept.size
@@ -147,7 +148,7 @@ def test_order_is_a_permutation_and_differs_by_epoch():
 
 def test_initial_weights_follow_pytorchs_default(network):
     torch.manual_seed(0)
-    theirs = torch_impl.model.ConvNet(network, 0.0).state_dict()
+    theirs = torch_impl.model.ConvNet(network, 0.0, DEVICES["torch"].select_devices("cpu")).state_dict()
     ours = random_numbers.initial_weights(network, 0)
     for name, tensor in ours.items():
         other = theirs[name].numpy()

@@ -9,22 +9,22 @@ from recipe.networks import get_network
 from recipe.plan import make_plans, steps_per_epoch
 from recipe.recipes import get_recipe
 from recipe.rounding import MOMENTUM, STATE, round_to_grid
-from tests.helpers import BITWISE, DIGEST, FRAMEWORKS, ROOT, train_digits
+from tests.helpers import BITWISE, DIGEST, ROOT, TRAINERS, make_trainer, train_digits
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The short run of each framework."""
     return {
-        name: load_checkpoint(train_digits(framework, tmp_path_factory.mktemp(name) / "run", **BITWISE))
-        for name, framework in FRAMEWORKS.items()
+        name: load_checkpoint(train_digits(name, tmp_path_factory.mktemp(name) / "run", **BITWISE))
+        for name in TRAINERS
     }
 
 
 def test_both_frameworks_end_in_the_same_bits(runs):
     for name, run in runs.items():
-        assert run.metrics[-1]["digest"] == state_digest(run.tensors) == DIGEST, name
-    torch_digests, jax_digests = ([entry["digest"] for entry in run.metrics] for run in runs.values())
+        assert run.metrics[-1].digest == state_digest(run.tensors) == DIGEST, name
+    torch_digests, jax_digests = ([entry.digest for entry in run.metrics] for run in runs.values())
     assert torch_digests == jax_digests
     assert len(set(torch_digests)) == 2
     # Losses are not fed back and not rounded: they differ by one forward pass's rounding, at most 5e-14 here.
@@ -39,9 +39,11 @@ def test_the_pages_have_the_digest(page):
 def test_without_the_grid_the_bits_differ(tmp_path):
     digests = {
         load_checkpoint(
-            train_digits(framework, tmp_path / name, **BITWISE | {"precision": "float64", "max_steps": 5})
-        ).metrics[-1]["digest"]
-        for name, framework in FRAMEWORKS.items()
+            train_digits(name, tmp_path / name, **BITWISE | {"precision": "float64", "max_steps": 5})
+        )
+        .metrics[-1]
+        .digest
+        for name in TRAINERS
     }
     assert len(digests) == 2
 
@@ -50,18 +52,18 @@ def test_one_thread_ends_in_the_same_bits(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 2)
     try:
-        path = train_digits(FRAMEWORKS["torch"], tmp_path / "run", **BITWISE)
+        path = train_digits("torch", tmp_path / "run", **BITWISE)
     finally:
         torch.set_num_threads(threads)
-    assert load_checkpoint(path).metrics[-1]["digest"] == DIGEST
+    assert load_checkpoint(path).metrics[-1].digest == DIGEST
 
 
 @pytest.mark.parametrize("order", [("torch", "jax"), ("jax", "torch")], ids="-".join)
 def test_half_in_one_framework_and_half_in_the_other(order, tmp_path):
     first, second = order
-    half = train_digits(FRAMEWORKS[first], tmp_path / "run", **BITWISE, max_steps=30)  # mid-epoch
-    path = train_digits(FRAMEWORKS[second], tmp_path / "run", **BITWISE, resume=half)
-    assert load_checkpoint(path).metrics[-1]["digest"] == DIGEST
+    half = train_digits(first, tmp_path / "run", **BITWISE, max_steps=30)  # mid-epoch
+    path = train_digits(second, tmp_path / "run", **BITWISE, resume=half)
+    assert load_checkpoint(path).metrics[-1].digest == DIGEST
 
 
 @pytest.mark.slow
@@ -70,7 +72,7 @@ def test_half_in_one_framework_and_half_in_the_other(order, tmp_path):
 def test_few_roundings_part_in_a_whole_run(name, recipe, mnist):
     """The expected number, from the differences before rounding in the first steps; see docs/lockstep.md."""
     network, recipe, steps = get_network(name), get_recipe(name, recipe), 30
-    trainers = [each.trainer(network, recipe, mnist, "cpu", "float64") for each in FRAMEWORKS.values()]
+    trainers = [make_trainer(name, network, recipe, mnist, "float64") for name in TRAINERS]
     state, expected = initial_tensors(network, recipe, 0, "bitwise"), 0.0
     for plan in make_plans(network, recipe, 0, len(mnist.train_images), 0, steps):
         for step in range(steps):

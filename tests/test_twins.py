@@ -25,16 +25,20 @@ EXCEPTIONS = {
         "find_variable(model, name)": "Flax has other names; PyTorch's are the canonical ones",
     },
     "torch_impl/devices.py": {
-        "sum_in_place(tensors)": "XLA puts the sums into one exchange by itself",
+        "Devices.sum_in_place(self, tensors)": "XLA puts the sums into one exchange by itself",
+        "select_devices(name)": "a process of PyTorch takes one device",
     },
     "jax_impl/devices.py": {
-        "placement(device)": "a process of PyTorch has only one device",
-        "fetch(arrays)": "",
-        "share_steps(steps_fn)": "",
+        "Devices.placement(self)": "a process of PyTorch has only one device",
+        "Devices.fetch(self, arrays)": "likewise",
+        "Devices.share_steps(self, steps_fn)": "likewise",
+        "Devices.count(self)": "a field in PyTorch, which is told; JAX counts its mesh",
+        "Devices.index(self)": "likewise",
+        "select_devices(name, count)": "a process of PyTorch takes one device",
     },
     "torch_impl/train.py": {
         "make_optimizer(recipe, model)": "an optimizer of PyTorch holds the parameters and the momentum",
-        "train_step(optimizer, loss_fn, update_fn, step)": "a step of PyTorch changes the model in place",
+        "train_step(optimizer, devices, loss_fn, update_fn, step)": "it changes the model in place",
         "update_parameters(optimizer, model, ema, on_grid, ema_decay)": "the part that a GPU needs compiled",
     },
     "jax_impl/ops.py": {
@@ -45,8 +49,8 @@ EXCEPTIONS = {
     "jax_impl/train.py": {
         "make_optimizer(recipe)": "",
         "State": "a step of JAX returns all that it changes",
-        "train_step(optimizer, loss_fn, on_grid, state, step)": "",
-        "train_steps(graph, recipe, dtype, on_grid, state, padded, labels, plan)": "`compile.StepLoop`",
+        "train_step(optimizer, devices, loss_fn, on_grid, state, step)": "",
+        "train_steps(graph, recipe, devices, dtype, on_grid, state, padded, labels, plan)": "StepLoop",
     },
 }
 
