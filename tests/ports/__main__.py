@@ -12,7 +12,7 @@ import torch
 
 import lockstep
 from lockstep.result import Result
-from tests.ports import CASES, Case
+from tests.ports import CASES, RIGHT, Case
 
 FOLDER = Path(__file__).parent
 
@@ -98,8 +98,8 @@ def main() -> None:
     cases = [case for case in CASES if not sys.argv[1:] or case.port in sys.argv[1:]]
     judged = []
     for case in cases:
-        right = compare(case, "")
-        if not right.equal:
+        right = compare(case, "") if case in RIGHT else None
+        if right and not right.equal:
             print(f"FALSE ALARM {case}\n{right}")
         judged.append(judge(case))
         print(row(case, judged[-1]), flush=True)
