@@ -121,10 +121,10 @@ def _meet(a: int | None, b: int | None, above: dict, depth: dict) -> int | None:
     return a
 
 
-def ancestors(nodes: list[Node], node: int) -> set[int]:
-    """A node and all that it depends on."""
+def ancestors(nodes: list[Node], *ends: int) -> set[int]:
+    """Nodes and all that they depend on."""
     found: set[int] = set()
-    todo = [node]
+    todo = list(ends)
     while todo:
         i = todo.pop()
         if i not in found:

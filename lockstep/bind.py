@@ -20,6 +20,8 @@ WORDS |= {f"w{letter}": word for letter, word in WORDS.items()}
 OWN = {"weight", "kernel", "scale", "embedding", "bias", "value", "mean", "var", "running"}
 COLLECTIONS = {"params", "batch_stats", "cell"}
 OPERAND, SIZE, ORDER, BEHIND = 4.0, 0.7, 0.03, 0.3  # what counts how much: an equal operand most
+SAME = 1.0  # the same module as a weight that is bound
+UPSTREAM, FEW = 2.0, 8  # of the sites that an operand comes from; how many are kept
 
 
 @cache
@@ -64,6 +66,8 @@ class Binder:
         self.result = Binding(self.numbers)
         self.last = 0  # order of the reference's site that was bound last
         self.pairs: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()  # paths bound before
+        self.modules: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()  # by parameters
+        self.moved = False  # some weight was used before it was known where it belongs
         seen: set[tuple] = set()
         self.first: list[Site] = []  # the reference's sites, each use of the same numbers once
         for site in reference.sites:
@@ -71,7 +75,21 @@ class Binder:
             if key not in seen:
                 seen.add(key)
                 self.first.append(site)
+        self.upstream = {"reference": [], "port": []}
         self._bind_constants()
+
+    def _comes_from(self, side: str, node: int | None) -> frozenset[int]:
+        """The sites whose results reach a node without passing another site."""
+        trace = self.reference if side == "reference" else self.port
+        known: list[frozenset[int]] = self.upstream[side]
+        if node is None:
+            return frozenset()
+        if len(known) <= node:
+            made = {s.node: s.order for s in trace.sites}
+            for n in trace.nodes[len(known) : node + 1]:
+                behind = sorted({s for i in n.inputs for s in known[i]})[-FEW:]
+                known.append(frozenset([made[n.id]]) if n.id in made else frozenset(behind))
+        return known[node]
 
     def _bind_constants(self) -> None:
         """A table that both models hold and nobody trains is bound by its numbers, rounded as they may be."""
@@ -118,10 +136,27 @@ class Binder:
 
     def finish(self) -> Binding:
         """What was bound; leaves that no operation used keep their numbers."""
+        self.moved = self._follow_modules()
         for leaf in self.port.leaves:
             if (self.numbers[leaf.start : leaf.stop] < 0).all():
                 self.result.unbound.append(leaf.name)
         return self.result
+
+    def _follow_modules(self) -> bool:
+        """Statistics belong to the module whose weights are bound; whether any had been bound elsewhere."""
+        moved = False
+        for leaf in (leaf for leaf in self.port.leaves if not leaf.trainable):
+            path, own = parts(leaf.name)
+            for theirs in self.reference.leaves:
+                other, name = parts(theirs.name)
+                fits = theirs.stop - theirs.start == leaf.stop - leaf.start and not theirs.trainable
+                if not own or name != own or not fits or (path, other) not in self.modules:
+                    continue
+                ids = np.arange(theirs.start, theirs.stop)
+                if (self.numbers[leaf.start : leaf.stop] >= 0).all() and self.numbers[leaf.start] not in ids:
+                    self._take(np.arange(leaf.start, leaf.stop), ids, theirs.name, "of the same module")
+                    moved = True
+        return moved
 
     # --- the ways to bind ---
 
@@ -139,6 +174,10 @@ class Binder:
         if want.shape != site.ids.shape or self.taken[want].all():
             return False
         self._take(site.ids, want, self._name(want), "follows its contraction")
+        other = next((s for s in self.first if s.role == site.role and s.ids.flat[0] == want.flat[0]), None)
+        if other is not None:
+            self._bound(site, other)
+            self.last = other.order + 1
         return True
 
     def _candidates(self, site: Site, shared: bool = False) -> list[Site]:
@@ -146,6 +185,8 @@ class Binder:
         port, reference = self.port, self.reference
         operand = port.nodes[site.operand] if site.operand is not None else None
         own = port.leaf(int(site.ids.flat[0]))
+        known = self.result.sites
+        behind = {known[s] for s in self._comes_from("port", site.operand) if s in known}
         found = []
         for other in reference.sites if shared else self.first:
             theirs = reference.leaf(int(other.ids.flat[0]))
@@ -158,10 +199,13 @@ class Binder:
             score = 2 * similarity(other.name, site.name) - ORDER * min(abs(other.order - self.last), 60)
             score -= BEHIND if other.order < self.last else 0.0
             score += SIZE if other.ids.size == site.ids.size else 0.0
-            score += 0.5 if (parts(site.name)[0], parts(other.name)[0]) in self.pairs else 0.0
+            score += SAME if (parts(site.name)[0], parts(other.name)[0]) in self.pairs else 0.0
             node = reference.nodes[other.operand] if other.operand is not None else None
             if operand is not None and node is not None and _same_value(operand, node):
                 score += OPERAND
+            elif behind and not shared:
+                theirs_behind = self._comes_from("reference", other.operand)
+                score += UPSTREAM * len(behind & theirs_behind) / len(behind | theirs_behind)
             elif shared:
                 continue
             found.append((score, -other.order, other))
@@ -281,7 +325,10 @@ class Binder:
 
     def _bound(self, site: Site, other: Site) -> None:
         self.result.sites[site.order] = other.order
-        self.pairs.add((parts(site.name)[0], parts(other.name)[0]))
+        paths = parts(site.name)[0], parts(other.name)[0]
+        self.pairs.add(paths)
+        if self.port.leaf(int(site.ids.flat[0])).trainable:
+            self.modules.add(paths)
 
     def _is_taken(self, other: Site, leaf: Leaf) -> bool:
         count = self.counts[leaf.start]

@@ -1,2 +1,598 @@
-"""Why (stub for now)."""
-def find_cause(comparison, alignment, regions, finding): ...
+"""Why two models part: a table of mistakes, each named only if it reproduces the numbers.
+
+Two ways lead to a cause. The port's operations are evaluated again with one change, such as the reference's
+epsilon, and must give the reference's value. Or the two values are related by what one side leaves out, such as
+a bias, a residual or an activation.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import special
+
+from lockstep.align import Alignment, Region, ancestors, ways_out
+from lockstep.settings import from_torch
+from lockstep.trace import Edit, Node, Trace
+from lockstep.values import EXACT, NEAR, as_numbers, close, distance, fingerprint, permutations, same_merged, same_order
+
+if TYPE_CHECKING:
+    from lockstep.comparison import Comparison
+    from lockstep.locate import Finding
+
+NEARBY = 24  # operations of the region that are changed
+NUMBERS = 24  # numbers of the reference's code that are tried in the place of one of the port's
+WAYS = 16  # values behind the difference that are named
+Array = np.ndarray
+
+FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": lambda x: np.maximum(x, 0),
+    "GELU with erf (approximate=False)": lambda x: 0.5 * x * (1 + special.erf(x / math.sqrt(2))),
+    "GELU with tanh (approximate=True)": lambda x: (
+        0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
+    "quick GELU": lambda x: x * special.expit(1.702 * x),
+    "SiLU": lambda x: x * special.expit(x),
+    "sigmoid": special.expit,
+    "tanh": np.tanh,
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "hard_swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "squared relu": lambda x: np.maximum(x, 0) ** 2,
+    "ELU": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "mish": lambda x: x * np.tanh(np.logaddexp(x, 0)),
+    **{f"leaky_relu of slope {a:g}": lambda x, a=a: np.where(x > 0, x, a * x) for a in (0.01, 0.1, 0.2, 0.3)},
+    "abs": np.abs,
+    "exp": np.exp,
+    "square": np.square,
+    "the square root": lambda x: np.sqrt(np.abs(x)),
+}
+REDUCTIONS: dict[str, Callable[..., Array]] = {
+    "the mean": np.mean,
+    "the sum": np.sum,
+    "the maximum": np.max,
+    "the minimum": np.min,
+    "the variance by n": np.var,
+    "the variance by n - 1": lambda x, axis: np.var(x, axis=axis, ddof=1),
+    "the product": np.prod,
+}
+
+
+@dataclass
+class Case:
+    """A difference with what is needed to explain it; ``t`` and ``j`` are where the values are compared."""
+
+    comparison: "Comparison"
+    alignment: Alignment
+    regions: tuple[Region, Region]
+    finding: "Finding"
+    t: int
+    j: int
+
+    @property
+    def reference(self) -> Trace:
+        """The reference's trace."""
+        return self.alignment.reference
+
+    @property
+    def port(self) -> Trace:
+        """The port's trace."""
+        return self.alignment.port
+
+    def reproduces(self, changed: dict[int, Array], edits: dict[int, Edit] | None = None) -> bool:
+        """Whether changes of the port give the reference's value behind the difference."""
+        model = self.comparison.models[1]
+        found = model.replay(self.port, changed, edits, self.j).get(self.j)
+        return found is not None and self.is_reference(found)
+
+    def is_reference(self, value: Array) -> bool:
+        """Whether a value of the port is the reference's."""
+        want = self.reference.values.get(self.t)
+        if want is None:
+            return False
+        if value.size == want.size:
+            a, _ = fingerprint(np.asarray(value))
+            b, _ = fingerprint(want)
+            if a is not None and b is not None and not close(a, b, NEAR):
+                return False
+            return same_order(want, value, NEAR) is not None or same_merged(want, value, NEAR)
+        a, _ = fingerprint(np.asarray(value))
+        b, _ = fingerprint(want)
+        return a is not None and b is not None and close(a, b, NEAR)
+
+
+def find_cause(
+    comparison: "Comparison", alignment: Alignment, regions: tuple[Region, Region], finding: "Finding"
+) -> None:
+    """Fill the finding's cause, and its port's place where the cause tells it."""
+    ends = finding.repaired or _ends(comparison, finding)
+    if ends is None or finding.reference is None or finding.port is None:
+        return
+    case = Case(comparison, alignment, regions, finding, *ends)
+    for search in (
+        _by_settings,
+        _by_numbers,
+        _by_functions,
+        _by_operands,
+        _by_relation,
+        _by_reduction,
+        _by_order,
+    ):
+        with np.errstate(all="ignore"):
+            cause = search(case)
+        if cause:
+            finding.cause = cause
+            return
+
+
+def _ends(comparison: "Comparison", finding: "Finding") -> tuple[int, int] | None:
+    if not finding.replace:
+        return None
+    port = next(iter(finding.replace))
+    pairs = {j: t for _, t, j in comparison.pairs}
+    return (pairs[port], port) if port in pairs else None
+
+
+def _steps(case: Case) -> list[Node]:
+    """The port's operations between the difference and where it is repaired, and those that they take."""
+    nodes = case.port.nodes
+    behind = ancestors(nodes, case.j) & case.regions[1].nodes
+    inside = sorted(behind)[:NEARBY]
+    start = nodes[case.finding.port or 0]
+    return [nodes[i] for i in dict.fromkeys([start.id, *inside])]
+
+
+# --- the reference's settings ---
+
+
+def _by_settings(case: Case) -> str:
+    """A convolution or pooling again with the reference's padding, strides, dilation, groups or window."""
+    theirs = case.reference.nodes[case.finding.reference or 0]
+    for node in _steps(case)[:6]:
+        value = case.port.values.get(node.inputs[0]) if node.inputs else None
+        if value is None:
+            continue
+        wanted = from_torch(theirs, node, case.reference, case.port)
+        wrong = {k: v for k, v in wanted.items() if _plain(node.params.get(k)) != _plain(v)}
+        names = [[k] for k in wrong] + ([list(wrong)] if len(wrong) > 1 else [])
+        for some in names:
+            edit = Edit({k: wrong[k] for k in some})
+            made = case.comparison.models[1].replay(case.port, {}, {node.id: edit}, node.id).get(node.id)
+            want = case.reference.values.get(theirs.id)
+            if made is not None and want is not None and same_order(want, made, NEAR) is not None:
+                return "equal with " + ", ".join(f"{_word(k)} {_plain(wrong[k])}" for k in some) + "; " + ", ".join(
+                    f"the port's is {_plain(node.params.get(k))}" for k in some
+                )
+    return ""
+
+
+def _word(name: str) -> str:
+    return {"window_strides": "strides", "rhs_dilation": "kernel_dilation", "lhs_dilation": "input dilation",
+            "feature_group_count": "groups", "window_dimensions": "window"}.get(name, name)  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    return tuple(_plain(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+# --- numbers in the code ---
+
+
+def _by_numbers(case: Case) -> str:
+    """One number of the port's code is another in the reference's, such as an epsilon or a slope."""
+    behind = ancestors(case.reference.nodes, case.t) & case.regions[0].nodes
+    here = [v for i in sorted(behind) for v in _numbers(case.reference.nodes[i])]
+    sizes = {float(n) for i in [*behind][:40] for n in case.reference.nodes[i].shape if n > 1}
+    numbers = list(dict.fromkeys([*here, *case.reference.scalars[:200]]))
+    for node in _steps(case):
+        for position, literal in enumerate(node.params.get("literals", ())):
+            if not isinstance(literal, int | float) or isinstance(literal, bool):
+                continue
+            tries = [*here, *(n for n in numbers if _alike(n, literal))]
+            tries += [literal + 1, literal - 1, *(s for n in sizes for s in (n, math.sqrt(n), 1 / n, n**-0.5))]
+            for number in list(dict.fromkeys(tries))[: 2 * NUMBERS]:
+                for value in (number, -number) if literal < 0 else (number,):
+                    if math.isclose(value, literal, rel_tol=1e-12):
+                        continue
+                    edit = Edit({}, {position: lambda x, v=value: np.full_like(x, v)})
+                    for edits in ({node.id: edit}, _everywhere(case, literal, value)):
+                        if case.reproduces({}, edits):
+                            what = _meaning(case, node, literal)
+                            return f"{what} is {literal:.6g} in the port, {value:.6g} in the reference"
+        if node.op == "integer_pow" and "y" in node.params:
+            for power in (2, 3, 4, -1, -2):
+                if power != node.params["y"] and case.reproduces({}, {node.id: Edit({"y": power})}):
+                    return f"the power is {node.params['y']} in the port, {power} in the reference"
+    return _epsilon_outside(case)
+
+
+def _everywhere(case: Case, old: float, new: float) -> dict[int, Edit]:
+    """A number and what is left of one, as of a momentum, at every operation of the region."""
+    found = {}
+    for node in _steps(case):
+        changes = {}
+        for position, literal in enumerate(node.params.get("literals", ())):
+            for a, b in ((old, new), (1 - old, 1 - new)):
+                if isinstance(literal, float) and math.isclose(literal, a, rel_tol=1e-9):
+                    changes[position] = lambda x, b=b: np.full_like(x, b)
+        if changes:
+            found[node.id] = Edit({}, changes)
+    return found
+
+
+def _alike(a: float, b: float) -> bool:
+    return bool(a) and bool(b) and 1e-4 < abs(a / b) < 1e4
+
+
+def _numbers(node: Node) -> list[float]:
+    found = [*node.params.get("literals", ()), *node.params.values()]
+    return [float(v) for v in found if isinstance(v, int | float) and not isinstance(v, bool) and v]
+
+
+def _meaning(case: Case, node: Node, number: float) -> str:
+    """What a number is, as far as its operation tells."""
+    users = [n.op for n in case.port.nodes if node.id in n.inputs]
+    if node.op in ("add", "max") and 0 < abs(number) <= 0.01 and {"rsqrt", "sqrt", "div"} & set(users):
+        return "epsilon"
+    within = node.params.get("within", "")
+    if "leaky" in within:
+        return "the slope"
+    if node.op in ("eq", "lt", "gt", "le", "ge"):
+        return "the limit"
+    return {"add": "an added number", "sub": "a subtracted number", "mul": "a factor", "div": "a divisor",
+            "pow": "the base or power", "select_n": "the mask's value"}.get(node.op, f"a number of {node.op}")  # fmt: skip
+
+
+def _epsilon_outside(case: Case) -> str:
+    """An epsilon added to the root where the reference adds it under the root."""
+    nodes = case.port.nodes
+    for node in _steps(case):
+        literals = node.params.get("literals", ())
+        if node.op != "add" or not node.inputs or not any(isinstance(v, float) and 0 < v < 0.1 for v in literals):
+            continue
+        position, epsilon = next((i, v) for i, v in enumerate(literals) if isinstance(v, float))
+        root = next((i for i in node.inputs if nodes[i].op == "sqrt"), None)
+        if root is None:
+            continue
+        tries = [epsilon, *(v for v in case.reference.scalars if 0 < v < 0.1)]
+        for number in tries:
+            edits = {
+                root: Edit({}, {0: lambda x, v=number: x + v}),
+                node.id: Edit({}, {position: np.zeros_like}),
+            }
+            if case.reproduces({}, edits):
+                return "the port adds epsilon outside the root, the reference inside"
+    return ""
+
+
+# --- functions ---
+
+
+def _by_functions(case: Case) -> str:
+    """Both apply a function to the same value, or one side applies none."""
+    mine = _applied(case, False)
+    theirs = _applied(case, True)
+    for (name, x), (other, y, node) in itertools.product(
+        [(n, x) for n, x, _ in mine] or [("", None)], [(n, y, node) for n, y, node in theirs] or [("", None, None)]
+    ):
+        if name and other and name != other and y is not None and node is not None:
+            value = FUNCTIONS[name](case.port.values[y])
+            if case.reproduces({node: value.reshape(case.port.nodes[node].shape)}):
+                return f"the reference computes {name}, the port {other}"
+        if name and not other and x is not None:
+            for partner in itertools.islice(case.alignment.partners(False, x), 4):
+                if _takes(case, partner, FUNCTIONS[name]):
+                    return f"the reference computes {name}, which the port leaves out"
+        if other and not name and y is not None and node is not None:
+            if case.reproduces({node: case.port.values[y]}):
+                return f"the port computes {other}, which the reference does not"
+    return ""
+
+
+def _applied(case: Case, port: bool) -> list[tuple[str, int, int]]:
+    """Known functions of matched values among the first values behind the difference: name, value, result."""
+    trace = case.alignment.trace(port)
+    start = case.finding.port if port else case.finding.reference
+    found = []
+    inputs = [i for i in trace.nodes[start or 0].inputs if i in trace.values and not trace.nodes[i].image]
+    for node in ways_out(trace.nodes, case.regions[port].nodes, start or 0)[:WAYS]:
+        value = trace.values.get(node)
+        for i in inputs if value is not None else ():
+            x = trace.values[i]
+            if x.shape != value.shape or x.dtype.kind != "f":
+                continue
+            for name, function in FUNCTIONS.items():
+                if distance(function(x), value) <= EXACT:
+                    found.append((name, i, node))
+    return found
+
+
+def _takes(case: Case, node: int, function: Callable[[Array], Array]) -> bool:
+    """Whether the port is right if the operations of the region take a function of a matched value."""
+    for step in _steps(case):
+        positions = _positions(step, node)
+        if positions:
+            edit = Edit({}, dict.fromkeys(positions, function))
+            if case.reproduces({}, {step.id: edit}):
+                return True
+    return False
+
+
+def _positions(step: Node, node: int) -> list[int]:
+    """Where an operation takes a value; literals take places too."""
+    literals = step.params.get("literals") or [None] * len(step.inputs)
+    places = [i for i, literal in enumerate(literals) if literal is None]
+    return [place for place, i in zip(places, step.inputs, strict=False) if i == node]
+
+
+# --- operands ---
+
+
+def _by_operands(case: Case) -> str:
+    """An operation of the port on a changed operand: transposed, shifted, scaled, masked, 1 + weight."""
+    for step in _steps(case)[:8]:
+        literals = step.params.get("literals") or [None] * len(step.inputs)
+        places = [i for i, literal in enumerate(literals) if literal is None]
+        for position, i in zip(places, step.inputs, strict=False):
+            value = case.port.values.get(i)
+            if value is None or (not case.alignment.is_matched(True, i)):
+                continue
+            for words, change in _changes(case, step, case.port.nodes[i], value):
+                if case.reproduces({}, {step.id: Edit({}, {position: change})}):
+                    return words
+    return ""
+
+
+def _changes(case: Case, step: Node, node: Node, x: Array) -> Iterator[tuple[str, Callable[[Array], Array]]]:
+    what = _what(node)
+    if x.dtype.kind == "b":
+        yield f"{what} is inverted in the port", np.invert
+        if x.ndim > 1 and x.shape[-1] == x.shape[-2]:
+            yield f"{what} is transposed in the port", lambda x: x.swapaxes(-1, -2)
+            for k, word in ((0, "causal"), (-1, "causal without the present"), (1, "causal and one step ahead")):
+                yield f"the reference's mask is {word}", lambda x, k=k: np.broadcast_to(np.tri(x.shape[-1], k=k) > 0, x.shape)
+        yield f"{what} masks nothing in the reference", np.ones_like
+        return
+    if x.dtype.kind in "iu":
+        for k in (1, -1, 2, -2):
+            yield f"{what} is {-k:+d} in the port: an offset", lambda x, k=k: x + k
+        return
+    if node.image or node.kind == "parameter":
+        yield f"the reference has 1 + {what}", lambda x: 1 + x
+        yield f"the port has 1 + {what}", lambda x: x - 1
+        yield f"{what} has the other sign", np.negative
+        yield f"the reference takes the exponential of {what}", np.exp
+        yield f"the reference takes the softplus of {what}", lambda x: np.logaddexp(x, 0)
+    equal = [(a, b) for a, b in itertools.combinations(range(x.ndim), 2) if x.shape[a] == x.shape[b] > 1]
+    for a, b in equal:
+        yield f"{what} is transposed in the port: its axes {a} and {b}", lambda x, a=a, b=b: x.swapaxes(a, b)
+    for axis in range(x.ndim):
+        if x.shape[axis] > 1:
+            yield f"{what} is reversed along its axis {axis} in the port", lambda x, a=axis: np.flip(x, a)
+            for k in (1, -1):
+                yield f"{what} is shifted by one along its axis {axis} in the port", lambda x, a=axis, k=k: np.roll(x, k, a)
+    if x.ndim > 1 and x.shape[-1] == x.shape[-2]:
+        for k, word in ((0, "causal"), (-1, "causal without the present")):
+            yield f"the reference masks {what}: {word}", lambda x, k=k: np.where(np.tri(x.shape[-1], k=k) > 0, x, -np.inf)
+    sizes = sorted({n for s in (x.shape, *(case.port.nodes[i].shape for i in node.inputs)) for n in s if n > 1})
+    for n in sizes:
+        for word, factor in ((f"the square root of {n}", math.sqrt(n)), (f"{n}", float(n))):
+            yield f"the reference divides {what} by {word}", lambda x, f=factor: x / f
+            yield f"the reference multiplies {what} by {word}", lambda x, f=factor: x * f
+    behind = sorted(ancestors(case.reference.nodes, case.t) & case.regions[0].nodes)
+    for number in dict.fromkeys(v for i in behind for v in _numbers(case.reference.nodes[i])):
+        if number not in (0.0, 1.0):
+            n = round(number / (number - 1))
+            if n > 1 and abs(n / (n - 1) - number) < 1e-12:
+                yield f"the variance is biased in the port (by n = {n}, the reference by n - 1)", lambda x, f=number: x * f
+            yield f"the reference multiplies {what} by {number:.6g}", lambda x, f=number: x * f
+            yield f"the reference divides {what} by {number:.6g}", lambda x, f=number: x / f
+
+
+def _what(node: Node) -> str:
+    if node.kind == "parameter":
+        return node.op
+    where = f" ({node.sources[0][0].rpartition('/')[2]}:{node.sources[0][1]})" if node.sources else ""
+    return f"{node.op}{where}"
+
+
+# --- relations ---
+
+
+def _by_relation(case: Case) -> str:
+    """One value is the other times a number, or plus or times a value that one side leaves out."""
+    for t, j in _related(case):
+        a, b = case.reference.values.get(t), case.port.values.get(j)
+        if a is None or b is None or a.dtype.kind not in "fc":
+            continue
+        fitted = _fit(a, b)
+        if fitted is None:
+            continue
+        x, y = fitted
+        if (t, j) != (case.t, case.j) and not case.reproduces({j: x.reshape(b.shape)}):
+            continue
+        keep = np.abs(y) > 1e-6 * np.abs(y).max(initial=0)
+        ratio = x[keep] / y[keep]
+        if ratio.size and np.ptp(ratio.real) <= 1e-9 * abs(ratio[0]) and abs(ratio[0] - 1) > 1e-9:
+            number = _count(case, float(ratio[0].real))
+            return f"the reference's is {number} times the port's" if number else ""
+        for words, left in (("the port leaves out {}", x - y), ("only the port adds {}", y - x)):
+            if name := _known(case, left, words.startswith("the port")):
+                return words.format(name)
+        if keep.all():
+            for words, left in (("the port does not multiply by {}", x / y), ("only the port multiplies by {}", y / x)):
+                if name := _known(case, left, words.startswith("the port")):
+                    return words.format(name)
+    return ""
+
+
+def _related(case: Case) -> list[tuple[int, int]]:
+    ways = [
+        ways_out(trace.nodes, case.regions[port].nodes, start or 0)[:6]
+        for port, trace, start in (
+            (False, case.reference, case.finding.reference),
+            (True, case.port, case.finding.port),
+        )
+    ]
+    before = [(case.finding.reference or 0, b) for _, b in case.finding.before]
+    before += [(a, case.finding.port or 0) for a, _ in case.finding.before]
+    return [(case.t, case.j), *itertools.product(*ways), *before]
+
+
+def _fit(a: Array, b: Array) -> tuple[Array, Array] | None:
+    """Both in the order of axes in which they are most alike."""
+    x, y = np.squeeze(as_numbers(a)), np.squeeze(as_numbers(b))
+    orders = list(permutations(x.shape, y.shape))[:24]
+    if not orders or not x.size or x.size != y.size:
+        return None
+    best = min(orders, key=lambda p: float(np.abs(x.transpose(p) - y).sum()))
+    return x.transpose(best), y
+
+
+def _count(case: Case, ratio: float) -> str:
+    """A factor in words: a whole number, its inverse or root, or one of the code's numbers; else nothing."""
+    for word, value in (("", ratio), ("1 / ", 1 / ratio)):
+        if abs(value - round(value)) <= 1e-9 * abs(value) and 1 < abs(value) < 1e7:
+            return f"{word}{round(value)}"
+        square = value * value
+        if abs(square - round(square)) <= 1e-9 * square and 1 < square < 1e5:
+            return f"{word}the square root of {round(square)}"
+    fraction = Fraction(abs(ratio)).limit_denominator(4096)
+    if fraction and fraction.numerator < 4096 and abs(float(fraction) / abs(ratio) - 1) < 1e-12:
+        return str(fraction)
+    behind = sorted(ancestors(case.reference.nodes, case.t) & case.regions[0].nodes)
+    here = [v for i in behind for v in _numbers(case.reference.nodes[i])]
+    return next((f"{ratio:.6g}" for n in here if abs(n / abs(ratio) - 1) < 1e-9), "")
+
+
+def _known(case: Case, left: Array, reference: bool) -> str:
+    """The name of a value of one side that equals what is left."""
+    mine, _ = fingerprint(left)
+    if mine is None or mine[0] < 1e-12:
+        return ""
+    trace = case.reference if reference else case.port
+    for node in trace.nodes:
+        if node.fingerprint is not None and close(mine, node.fingerprint, 1e-8) and (node.image or node.kind == "parameter" or case.alignment.is_matched(not reference, node.id)):
+            owner = next((n for n in (node, *(trace.nodes[i] for i in node.inputs)) if n.kind == "parameter"), None)
+            if node.kind == "parameter" or (node.image and owner is not None):
+                return f"the parameter {owner.op if owner else node.op}"
+            return _what(node)
+    return ""
+
+
+# --- reductions and selections ---
+
+
+def _by_reduction(case: Case) -> str:
+    """Both reduce or normalise the same value, over other axes or in another way."""
+    for pair in case.finding.before:
+        names = []
+        for port in (False, True):
+            trace = case.alignment.trace(port)
+            start = case.finding.port if port else case.finding.reference
+            ways = ways_out(trace.nodes, case.regions[port].nodes, start or 0)[:WAYS]
+            x = trace.values.get(pair[port])
+            ends = (trace.values.get(n) for n in dict.fromkeys([*ways, case.j if port else case.t]))
+            named = (_reduction(x, end) for end in ends if x is not None and end is not None)
+            names.append(next((name for name in named if name), ""))
+        if names[0] and names[1] and names[0] != names[1]:
+            return f"the reference computes {names[0]}, the port {names[1]}"
+    return ""
+
+
+def _reduction(x: Array, value: Array) -> str:
+    """How a value follows from another by reduction, selection, softmax or normalisation; empty if not."""
+    if x.dtype.kind != "f" or x.ndim > 5 or x.size > 2**18:
+        return ""
+    axes = range(x.ndim)
+    if value.size < x.size:
+        for count in range(1, x.ndim + 1):
+            for some in itertools.combinations(axes, count):
+                if x.size // math.prod(x.shape[a] for a in some) != value.size:
+                    continue
+                rest = tuple(n for a, n in enumerate(x.shape) if a not in some)
+                for name, reduce in REDUCTIONS.items():
+                    if distance(reduce(x, axis=some).ravel(), value.ravel()) <= EXACT and len(rest) >= 0:
+                        return f"{name} over axes {some}"
+                if count == 1:
+                    for word, index in (("the first", 0), ("the last", -1)):
+                        if distance(x.take(index, some[0]).ravel(), value.ravel()) <= EXACT:
+                            return f"{word} along axis {some[0]}"
+    elif value.shape == x.shape:
+        for axis in (a for a in axes if x.shape[a] > 1):
+            if distance(special.softmax(x, axis), value) <= EXACT:
+                return f"softmax over axis {axis}"
+            if distance(special.log_softmax(x, axis), value) <= EXACT:
+                return f"log_softmax over axis {axis}"
+        for count in range(1, x.ndim + 1):
+            for some in itertools.combinations(axes, count):
+                centred = x - x.mean(some, keepdims=True)
+                spread = (centred**2).mean(some, keepdims=True)
+                for epsilon in (1e-5, 1e-6, 1e-3, 1e-12):
+                    if distance(centred / np.sqrt(spread + epsilon), value) <= EXACT:
+                        return f"a normalisation over axes {some}"
+                    if distance(x / np.sqrt((x**2).mean(some, keepdims=True) + epsilon), value) <= EXACT:
+                        return f"an RMS normalisation over axes {some}, without the mean"
+    return ""
+
+
+# --- the order of numbers ---
+
+
+def _by_order(case: Case) -> str:
+    """The port's numbers are the reference's in another order: which one."""
+    pairs = [(case.finding.reference or 0, case.finding.port or 0), (case.t, case.j)]
+    for t, j in pairs:
+        a, b = case.reference.values.get(t), case.port.values.get(j)
+        if a is None or b is None or a.size != b.size or a.size > 2**18 or a.dtype.kind not in "fc":
+            continue
+        for order in permutations(np.squeeze(a).shape, np.squeeze(b).shape):
+            x, y = np.squeeze(a).transpose(order), np.squeeze(b)
+            for axis in range(x.ndim):
+                if words := _slices(x, y, axis):
+                    return words
+        if words := _flattened(case, t, j, a, b):
+            return words
+    return ""
+
+
+def _slices(x: Array, y: Array, axis: int) -> str:
+    """What is done to the slices along one axis: reversed, shifted, or split and interleaved."""
+    a, b = (np.moveaxis(v, axis, 0).reshape(v.shape[axis], -1) for v in (x, y))
+    n = a.shape[0]
+    if n < 2 or n > 512:
+        return ""
+    order = [int(np.abs(a - row).sum(1).argmin()) for row in b]
+    if sorted(order) != list(range(n)) or order == list(range(n)) or distance(a[order], b) > NEAR:
+        return ""
+    if order == list(range(n))[::-1]:
+        return f"the port's is reversed along axis {axis}"
+    for k in range(1, n):
+        if order == [(i + k) % n for i in range(n)]:
+            return f"the port's is shifted by {k if k <= n // 2 else k - n} along axis {axis}"
+    for parts in (p for p in range(2, n) if n % p == 0):
+        if order == list(np.arange(n).reshape(parts, -1).T.ravel()):
+            return f"axis {axis} is {parts} parts of {n // parts} in the reference, interleaved in the port"
+    for parts in (p for p in range(2, n + 1) if n % p == 0):
+        blocks = np.arange(n).reshape(parts, -1)
+        for swap in itertools.permutations(range(parts)) if parts <= 6 else ():
+            if order == list(blocks[list(swap)].ravel()):
+                return f"the parts along axis {axis} are in the order {tuple(swap)} of the reference's"
+    return ""
+
+
+def _flattened(case: Case, t: int, j: int, a: Array, b: Array) -> str:
+    """Axes that are merged in another order than the reference's."""
+    for i in case.reference.nodes[t].inputs:
+        x = case.reference.values.get(i)
+        if x is None or x.size != b.size or not 2 < x.ndim < 7:
+            continue
+        for order in itertools.permutations(range(x.ndim)):
+            if distance(x.transpose(order).reshape(b.shape), b) <= NEAR:
+                return f"the reference merges {x.shape} in its order, the port with the axes in the order {order}"
+    return ""

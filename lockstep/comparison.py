@@ -13,10 +13,11 @@ from lockstep.align import Alignment, Region
 from lockstep.errors import UserError
 from lockstep.locate import Finding, locate
 from lockstep.result import Difference, Place, Result, Row
-from lockstep.trace import Binding, Model, Node, Rounded, Trace
+from lockstep.trace import Binding, Model, Node, Rounded, Source, Trace
 from lockstep.values import EXACT, NEAR, close, distance, fit_to, same_order
 
 FAULTS = 6  # differences that are looked for, one after another
+PATIENCE = 60.0  # seconds after which no further difference is looked for
 NOISE = 10.0  # float32: how many times the noise floor a difference may be
 PICTURES = ("convolution", "conv", "pool", "upsample")  # operations that take channels first in PyTorch
 
@@ -247,6 +248,7 @@ class Comparison:
             what: what differs, in words.
         """
         differences: list[Difference] = []
+        began, count = time.perf_counter(), 0
         while bad := far():
             if all(distance_ <= NEAR for *_, distance_ in bad):
                 self.near(bad, what)
@@ -256,19 +258,25 @@ class Comparison:
                 continue
             finding = locate(self, [(t, j) for _, t, j, _ in bad])
             words = "; ".join(f"{what}{label} differs by {_size(d)}" for label, _, _, d in bad[:3])
-            differences.append(self.describe(finding, words))
-            if not finding.replace or len(differences) >= FAULTS:
+            count += 1
+            found = self.describe(finding, words)
+            same = next((d for d in differences if _is_same(d, found)), None)
+            if same is None:
+                differences.append(found)
+            elif found.port:
+                same.also += 1
+            late = time.perf_counter() - began > PATIENCE
+            if not finding.replace or len(differences) >= FAULTS or count >= 4 * FAULTS or late:
                 break
             self.again(finding.replace)
-            if len(differences) > 1 and differences[-1].port == differences[-2].port:
-                differences.pop()
         return differences
 
     def again(self, replace: Mapping[int, np.ndarray]) -> None:
         """Run the port again with further values replaced."""
         self.replaced |= replace
-        self.port = self.models[1].trace(self.reference, self.port.weights, self.replaced)
-        self.port.binding = self.binding
+        self.port = self.models[1].trace(self.reference, None, self.replaced)
+        assert self.port.binding is not None  # made anew: behind a difference operands do not match
+        self.binding = self.port.binding
 
     def pair_outputs(self) -> tuple[list[tuple[str, int, int]], list[Difference]]:
         """Outputs that belong together: by name, then by values, then by size; and those of one side only."""
@@ -389,17 +397,19 @@ class Comparison:
 
     def place(self, trace: Trace, node: Node) -> Place:
         """Where a node is: its lines, and those on which its operands were made."""
-        takes = []
-        for i in node.inputs:
-            other = trace.nodes[i]
-            if not other.image and other.kind not in ("parameter", "input") and other.sources[:1]:
-                if other.sources[0] not in (*node.sources, *takes):
-                    takes.append(other.sources[0])
-        module = node.module or next(
-            (_owner(trace.nodes[i]) for i in node.inputs if trace.nodes[i].image), ""
-        )
+        takes: list[Source] = []
+        todo = list(node.inputs)
+        while todo:
+            other = trace.nodes[todo.pop(0)]
+            if other.kind in ("parameter", "input"):
+                continue
+            if other.sources[:1] and other.sources[0] not in (*node.sources, *takes):
+                takes.append(other.sources[0])
+            elif other.image or other.kind == "constant" or not other.data:
+                todo += other.inputs
+        module = node.module or next((_owner(trace.nodes[i]) for i in node.inputs if trace.nodes[i].image), "")
         op = node.params.get("within") or node.op
-        return Place(str(op), module, node.shape, node.sources, tuple(takes[:2]))
+        return Place(str(op), module, node.shape, node.sources, tuple(takes[:3]))
 
     def state(self) -> None:
         """Compare what the pass left in running statistics and other variables."""
@@ -417,7 +427,7 @@ class Comparison:
         pairs = []
         for leaf in self.port.leaves:
             ids = self.binding.numbers[leaf.start : leaf.stop]
-            if not ids.size or (ids < 0).any():
+            if leaf.trainable or not ids.size or (ids < 0).any():
                 continue
             other = self.reference.leaf(int(ids[0]))
             after = self.reference.state.get(other.name), self.port.state.get(leaf.name)
@@ -492,6 +502,14 @@ class Comparison:
                 )
             found.append(Row(module, self.reference.nodes[node].shape, far))
         return found
+
+
+def _is_same(a: Difference, b: Difference) -> bool:
+    """Whether two differences are one fault at several calls: the same line and the same cause."""
+    if a.port is None or b.port is None or a.kind != b.kind or a.cause != b.cause:
+        return False
+    lines = [p.sources[:1] for p in (a.port, b.port)], [p.sources[:1] for p in (a.reference, b.reference) if p]
+    return bool(lines[0][0]) and lines[0][0] == lines[0][1] and a.port.op == b.port.op
 
 
 def _owner(node: Node) -> str:

@@ -188,7 +188,7 @@ def _narrow(nodes: list[Node], region: Region) -> str:
 def _wiring(alignment: Alignment, mine: Node, theirs: Node) -> str:
     """Both operations are of one kind and have matched operands, but not each other's."""
     name = lambda op: ROLES.get(op, {"mm": "dot", "bmm": "dot", "dot_general": "dot"}.get(op, op))  # noqa: E731
-    if name(mine.op.rstrip("_")) != name(theirs.op) or len(mine.inputs) < 2:
+    if name(mine.op.rstrip("_")) != name(theirs.op) or not mine.inputs:
         return ""
     values = lambda nodes, node: [i for i in node.inputs if not nodes[i].image]  # noqa: E731
     a, b = values(alignment.reference.nodes, mine), values(alignment.port.nodes, theirs)
@@ -198,7 +198,11 @@ def _wiring(alignment: Alignment, mine: Node, theirs: Node) -> str:
         return ""
     if not alignment.matches[False].get(only[0]) or not alignment.matches[True].get(other[0]):
         return ""
-    say = lambda nodes, i: f"{nodes[i].op} {nodes[i].shape}{_at(nodes[i])}"  # noqa: E731
+
+    def say(nodes: list[Node], i: int) -> str:
+        part = f" (part {nodes[i].params['part'] + 1})" if "part" in nodes[i].params else ""
+        return f"{nodes[i].op}{part} {nodes[i].shape}{_at(nodes[i])}"
+
     return (
         f"the reference takes {say(alignment.reference.nodes, only[0])}, "
         f"the port {say(alignment.port.nodes, other[0])}"

@@ -49,6 +49,7 @@ class Recorder:
         self.binder: Binder | None = None
         self.version = 0  # of the weights: counts the bindings
         self.pending: list[Site] = []
+        self.images: dict[int, np.ndarray] = {}  # numbers of weights that nodes consist of
 
     # --- what a run starts from ---
 
@@ -66,6 +67,8 @@ class Recorder:
                 parts.append(array.ravel())
                 at = stop
             other = self.replace.get(node.id)
+            if ids is not None and other is None:
+                self.images[node.id] = ids
             found.append(Operand(array, node.id, ids) if other is None else Operand(other, node.id))
         trace = self.trace
         trace.given = np.concatenate(parts) if parts else np.zeros(0)
@@ -155,9 +158,14 @@ class Recorder:
         for index, value in enumerate(values):
             mine = ids[index] if ids else None
             kind = "structure" if moves else "operation"
-            node = self._node(op, kind, inputs, value, sources=sources, module=module, params=params)
+            part = index if len(values) > 1 else None
+            node = self._node(op, kind, inputs, value, sources, module, params, part)
             value = self.replace.get(node.id, value)
+            if node.id in self.replace:
+                mine = None
             node.image = mine is not None
+            if mine is not None:
+                self.images[node.id] = mine
             if moves and inputs:
                 node.contraction = trace.nodes[inputs[0]].contraction
             found.append(Operand(value, node.id, mine, columns[index] if columns else None))
@@ -196,16 +204,19 @@ class Recorder:
         sources: tuple[Source, ...] = (),
         module: str = "",
         params: Mapping[str, Any] | None = None,
+        part: int | None = None,
     ) -> Node:
         nodes = self.trace.nodes
         value = self.replace.get(len(nodes), value)
         array = value if isinstance(value, np.ndarray | np.generic) else None
         node = Node(len(nodes), op, kind, inputs, np.shape(array) if array is not None else (), "")
         node.sources, node.module, node.params = sources, module, dict(params or {})
+        if part is not None:
+            node.params["part"] = part
         if array is not None:
             node.dtype = str(array.dtype)
             node.fingerprint, node.scalar = fingerprint(np.asarray(array))
-            if array.size <= KEPT:
+            if array.size <= KEPT or kind in ("input", "constant"):
                 self.trace.values[node.id] = np.asarray(array)
         node.data = kind == "input" or any(nodes[i].data for i in inputs)
         floats = array is not None and array.dtype.kind in "fc"
@@ -217,4 +228,11 @@ class Recorder:
         """The trace, with what was bound."""
         if self.binder:
             self.trace.binding = self.binder.finish()
+            for i, ids in self.images.items():  # what was moved before it was bound
+                node, old = self.trace.nodes[i], self.trace.values.get(i)
+                if old is not None:
+                    numbers = self.trace.weights[ids]
+                    new = numbers if old.dtype.kind == "c" else numbers.real
+                    self.trace.values[i] = new
+                    node.fingerprint, node.scalar = fingerprint(new)
         return self.trace

@@ -82,6 +82,7 @@ class Difference:
     port: Place | None = None
     before: list[tuple[Place, Place]] = field(default_factory=list)
     cause: str = ""
+    also: int = 0  # further calls of the same lines with the same cause
 
     def to_json(self) -> dict[str, Any]:
         """As `Result.to_json` has it."""
@@ -197,6 +198,8 @@ def _report(number: int, difference: Difference) -> Iterator[str]:
             yield from _wrap(f"   {name:13s} ", first)
             for line in rest:
                 yield (" " * 17 + line)[:WIDTH]
+    if difference.also:
+        yield f"   also          at {difference.also} further calls of these lines"
     if difference.cause:
         yield from _wrap("   cause         ", difference.cause)
 

@@ -173,8 +173,15 @@ class Model(Protocol):
         """
         ...
 
-    def gradients(self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray]) -> Gradients:
+    def gradients(
+        self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray], without: str = ""
+    ) -> Gradients:
         """Gradients of the model's loss, or of the sum of its outputs times ``cotangents``.
+
+        Args:
+            weights: numbers to run with, as `Trace.weights`.
+            cotangents: by the outputs' labels.
+            without: ``stop_gradient``, or ``maximum`` for JAX's rule at ties, to try a cause.
 
         Raises:
             UserError: the loss is no scalar, or something has no derivative.

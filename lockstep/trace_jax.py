@@ -12,6 +12,7 @@ import numpy as np
 from jax.extend import core
 
 from lockstep.adapters import Adapter, is_array
+from lockstep.align import ancestors
 from lockstep.errors import UserError
 from lockstep.evaluate import DTYPES, KERNELS, MOVES
 from lockstep.outputs import labelled
@@ -51,6 +52,7 @@ def widen(x: np.ndarray) -> np.ndarray:
 
 
 Evaluate = Callable[[list[Any], Mapping[str, Any]], list[Any]]  # from operands and changed settings
+Bind = Callable[[list[Any]], list[Any]]  # the same by JAX, so that it can be differentiated
 
 
 @dataclass
@@ -60,6 +62,7 @@ class Step:
     inputs: list[Any]  # nodes, or the values of literals
     known: list[bool]  # which of them are nodes
     evaluate: Evaluate
+    bind: Bind
     index: int  # of the result
 
 
@@ -69,6 +72,7 @@ class Interpreter:
     def __init__(self, recorder: Recorder, model: "JaxModel"):
         self.recorder, self.lines = recorder, model.lines
         self.steps: dict[int, Step] = {}
+        self.rules: dict[int, Step] = {}  # how values with a derivative of their own are differentiated
         self.narrowest, self.exact = model.narrowest, model.exact
         self.notes: set[str] = set()
         self.calls: list[tuple[tuple[Source, ...], bool]] = []  # lines of the calls around; of the library?
@@ -135,7 +139,10 @@ class Interpreter:
             for value in params.values():
                 inner = getattr(value, "jaxpr", value)
                 if hasattr(inner, "eqns") and len(inner.invars) == len(operands):
-                    return self._call(eqn, value, operands)
+                    made = self._call(eqn, value, operands)
+                    if name.startswith("custom_"):
+                        self._keep_rule(eqn, operands, made)
+                    return made
         return self._operation(eqn, operands)
 
     def _call(self, eqn: Any, closed: Any, operands: list[Operand]) -> list[Operand]:
@@ -214,16 +221,33 @@ class Interpreter:
             name, operands, outs, moves=moves, ids=ids, columns=columns, params=shown, sources=sources,
             column_axes=_column_axes(name, params, operands), module=_module(eqn),
         )  # fmt: skip
-        self._keep(operands, made, evaluate)
+        self._keep(operands, made, evaluate, lambda values: _listed(eqn.primitive.bind(*values, **params)))
         return made
 
-    def _keep(self, operands: list[Operand], made: list[Operand], evaluate: Evaluate) -> None:
+    def _keep(self, operands: list[Operand], made: list[Operand], evaluate: Evaluate, bind: Bind) -> None:
         """Remember how results are made, so that they can be made again."""
         inputs = [o.value if o.node is None else o.node for o in operands]
         known = [o.node is not None for o in operands]
         for index, operand in enumerate(made):
             if operand.node is not None:
-                self.steps[operand.node] = Step(inputs, known, evaluate, index)
+                self.steps[operand.node] = Step(inputs, known, evaluate, bind, index)
+
+    def _keep_rule(self, eqn: Any, operands: list[Operand], made: list[Operand]) -> None:
+        """Remember a derivative that the model defines itself, unless its types were widened."""
+        given = [np.asarray(o.value).dtype for o in operands if not is_key(o.value)]
+        if given != [v.aval.dtype for v in eqn.invars if not is_key(v.aval)]:
+            return
+
+        def bind(values: list[Any]) -> list[Any]:
+            found = eqn.primitive.get_bind_params(eqn.params)
+            functions, params = found if isinstance(found, tuple) else ((), found)
+            return _listed(eqn.primitive.bind(*functions, *values, **params))
+
+        inputs = [o.value if o.node is None else o.node for o in operands]
+        known = [o.node is not None for o in operands]
+        for index, operand in enumerate(made):
+            if operand.node is not None and operand.node not in inputs:
+                self.rules[operand.node] = Step(inputs, known, lambda values, _: [], bind, index)
 
     def _settings(self, eqn: Any) -> dict[str, Any]:
         params = dict(eqn.params)
@@ -311,7 +335,8 @@ class Interpreter:
                 part = recorder.record(
                     "scan slice", [x], [value], moves=True, ids=ids, columns=columns, sources=sources
                 )
-                self._keep([x], part, lambda values, _, i=i: [values[0][i]])
+                take = lambda values, _=None, i=i: [values[0][i]]  # noqa: E731
+                self._keep([x], part, take, take)
                 parts += part
             out = self._call(eqn, p["jaxpr"], [*consts, *carry, *parts])
             carry = out[: p["num_carry"]]
@@ -327,7 +352,7 @@ class Interpreter:
             array = np.stack(values) if column else np.zeros(var.aval.shape)
             ids = [np.stack([o.ids for o in column])] if column and all(o.ids is not None for o in column) else None
             made = recorder.record("scan stack", column, [array], moves=True, ids=ids, sources=sources)
-            self._keep(column, made, lambda values, _: [np.stack(values)])
+            self._keep(column, made, lambda values, _: [np.stack(values)], lambda values: [jnp.stack(values)])
             found += made
         return found
 
@@ -522,8 +547,13 @@ class JaxModel:
         numbers |= {abs(v) for n in trace.nodes for v in n.params.get("literals", ()) if v}
         trace.scalars = sorted(float(v) for v in numbers)
         trace.versions = _versions()
-        self.steps = interpreter.steps
-        return recorder.finish()
+        self.steps, self.rules, self.traced = interpreter.steps, interpreter.rules, trace
+        recorder.finish()
+        if recorder.binder and recorder.binder.moved:
+            again = self.trace(reference, trace.weights, replace)
+            again.binding, again.given = trace.binding, trace.given
+            return again
+        return trace
 
     def replay(
         self,
@@ -559,31 +589,48 @@ class JaxModel:
             operand = recorder.constant(np.asarray(operand.value))
         return operand.node or 0
 
-    def gradients(self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray]) -> Gradients:
-        """See `Model.gradients`."""
+    def gradients(
+        self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray], without: str = ""
+    ) -> Gradients:
+        """See `Model.gradients`: of the operations of the last trace, with what was widened there."""
+        trace = self.traced
+        starts = {leaf.node: leaf for leaf in trace.leaves}
+
+        def objective(numbers: list[Any]) -> Any:
+            env: dict[int, Any] = {leaf.node: x for leaf, x in zip(trace.leaves, numbers, strict=True)}
+            ends = [trace.loss] if trace.loss is not None else [trace.outputs[k] for k in cotangents]
+            needed = ancestors(trace.nodes, *ends)
+            for node in trace.nodes:
+                if node.id in starts or node.id not in needed:
+                    continue
+                step = self.rules.get(node.id) or self.steps.get(node.id)
+                if step is None:
+                    env[node.id] = jnp.asarray(trace.values[node.id])
+                    continue
+                values = [
+                    env[i] if known else i if is_key(i) else jnp.asarray(i)
+                    for i, known in zip(step.inputs, step.known, strict=True)
+                ]
+                if without == "stop_gradient" and node.op == "stop_gradient":
+                    env[node.id] = values[0]
+                elif without == "maximum" and node.op in ("max", "min") and node.id not in self.rules:
+                    first = values[0] > values[1] if node.op == "max" else values[0] < values[1]
+                    env[node.id] = jnp.where(first, *values)
+                else:
+                    env[node.id] = step.bind(values)[step.index]
+            if trace.loss is not None:
+                return env[trace.loss].reshape(()).real
+            return sum(((env[trace.outputs[k]] * v).sum().real for k, v in cotangents.items()), jnp.zeros(()))
+
         with jax.enable_x64(True), _on_cpu():
-            leaves = self._leaves(weights)
-            floats = [i for i, x in enumerate(leaves) if not is_key(x) and jnp.issubdtype(x.dtype, jnp.inexact)]
-
-            def objective(numbers: list[Any]) -> Any:
-                every = list(leaves)
-                for i, x in zip(floats, numbers, strict=True):
-                    every[i] = x
-                with _fixed_draws():
-                    found = self._run(every, self.dynamic)
-                if self.loss is not None:
-                    return found["loss"]
-                outputs = found["outputs"]
-                return sum((outputs[k] * v).sum().real for k, v in cotangents.items())
-
-            loss, grads = jax.value_and_grad(objective)([leaves[i] for i in floats])
-        parts = [
-            np.asarray(g, np.complex128 if np.iscomplexobj(g) else np.float64).ravel()
-            if self.adapter.names[i] in self.adapter.trainable
-            else np.full(np.size(g), np.nan)
-            for i, g in zip(floats, grads, strict=True)
+            parts = [weights[leaf.start : leaf.stop].reshape(leaf.shape) for leaf in trace.leaves]
+            real = [x if np.iscomplexobj(trace.values.get(leaf.node, x)) else x.real for x, leaf in zip(parts, trace.leaves, strict=True)]  # fmt: skip
+            loss, grads = jax.value_and_grad(objective)([jnp.asarray(x) for x in real])
+        found = [
+            np.asarray(g).ravel().conj() if leaf.trainable else np.full(np.size(g), np.nan)
+            for leaf, g in zip(trace.leaves, grads, strict=True)
         ]
-        return Gradients(float(loss), np.concatenate(parts) if parts else np.zeros(0))
+        return Gradients(float(loss), np.concatenate(found) if found else np.zeros(0))
 
     def rounded(self, weights: np.ndarray) -> Rounded:
         """See `Model.rounded`; without the noise floor, which is the reference's."""

@@ -435,7 +435,9 @@ class TorchModel:
         values = self.trace(trace, trace.weights, changed).values
         return {i: x for i, x in values.items() if until is None or i <= until}
 
-    def gradients(self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray]) -> Gradients:
+    def gradients(
+        self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray], without: str = ""
+    ) -> Gradients:
         """See `Model.gradients`."""
         module = copy.deepcopy(self.module)
         self._load(module, weights)
@@ -464,8 +466,8 @@ class TorchModel:
         module = copy.deepcopy(self.original).cpu().train(self.original.training)
         runs = []
         for units in (0, 1, -1):
-            moved = weights.astype(np.float32)
-            moved = np.nextafter(moved, np.float32(np.inf * units)) if units else moved
+            moved = weights.astype(np.complex64 if np.iscomplexobj(weights) else np.float32)
+            moved = moved * np.float32(1 + units * np.finfo(np.float32).eps)
             self._load(module, moved)
             with torch.no_grad(), _plain_kernels(torch.float32), _Draw():
                 out = self._call(module, *_convert(self.args, self.kwargs, torch.float32))
