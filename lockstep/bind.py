@@ -1,7 +1,7 @@
-"""Bind a port's weights to a reference's at their first use: by role, size, the other operand, name and order.
+"""Bind a port's weights to a reference's at their first use: by role, size, other operand, name and order.
 
-There are no rules for layouts or classes of layers. Each number of each weight has a place of its own, so a fused
-projection may be several there, a 1x1 convolution a linear layer, and a stack of blocks a list of them.
+There are no rules for layouts or classes of layers. Each number of each weight has a place of its own, so
+a fused projection may be several there, a 1x1 convolution a linear layer, a stack of blocks a list of them.
 """
 
 import difflib
@@ -26,7 +26,7 @@ UPSTREAM, FEW = 2.0, 8  # of the sites that an operand comes from; how many are 
 
 @cache
 def parts(name: str) -> tuple[tuple[str, ...], str]:
-    """The words of a leaf's path, and its own name: ``layers.0.q_proj.weight`` has (layers, 0, query, proj)."""
+    """The words of a leaf's path, and its own name: ``layers.0.q.weight`` has (layers, 0, query), weight."""
     apart = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
     words = [WORDS.get(word, word) for word in re.findall(r"[a-z]+|\d+", apart)]
     own = words.pop() if words and words[-1] in OWN else ""

@@ -1,8 +1,8 @@
 """Why two models part: a table of mistakes, each named only if it reproduces the numbers.
 
 Two ways lead to a cause. The port's operations are evaluated again with one change, such as the reference's
-epsilon, and must give the reference's value. Or the two values are related by what one side leaves out, such as
-a bias, a residual or an activation.
+epsilon, and must give the reference's value. Or the two values are related by what one side leaves out,
+such as a bias, a residual or an activation.
 """
 
 import itertools
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,17 @@ from scipy import special
 from lockstep.align import Alignment, Region, ancestors, ways_out
 from lockstep.settings import from_torch
 from lockstep.trace import Edit, Node, Trace
-from lockstep.values import EXACT, NEAR, as_numbers, close, distance, fingerprint, permutations, same_merged, same_order
+from lockstep.values import (
+    EXACT,
+    NEAR,
+    as_numbers,
+    close,
+    distance,
+    fingerprint,
+    permutations,
+    same_merged,
+    same_order,
+)
 
 if TYPE_CHECKING:
     from lockstep.comparison import Comparison
@@ -27,6 +38,15 @@ if TYPE_CHECKING:
 NEARBY = 24  # operations of the region that are changed
 NUMBERS = 24  # numbers of the reference's code that are tried in the place of one of the port's
 WAYS = 16  # values behind the difference that are named
+WORDS = {
+    "add": "an added number",
+    "sub": "a subtracted number",
+    "mul": "a factor",
+    "div": "a divisor",
+    "pow": "the base or power",
+    "select_n": "the mask's value",
+}
+BUDGET, OVERHEAD = 2e8, 1e5  # numbers that may be computed again for one cause; a try's own cost in them
 Array = np.ndarray
 
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
@@ -60,6 +80,7 @@ REDUCTIONS: dict[str, Callable[..., Array]] = {
     "the variance by n": np.var,
     "the variance by n - 1": lambda x, axis: np.var(x, axis=axis, ddof=1),
     "the product": np.prod,
+    "the mean of squares, without subtracting the mean,": lambda x, axis: np.mean(x**2, axis=axis),
 }
 
 
@@ -73,6 +94,13 @@ class Case:
     finding: "Finding"
     t: int
     j: int
+    spent: float = 0.0
+
+    @cached_property
+    def cost(self) -> float:
+        """Numbers that one try computes again."""
+        behind = ancestors(self.port.nodes, self.j) & self.regions[1].nodes
+        return OVERHEAD + sum(math.prod(self.port.nodes[i].shape) for i in behind)
 
     @property
     def reference(self) -> Trace:
@@ -86,6 +114,9 @@ class Case:
 
     def reproduces(self, changed: dict[int, Array], edits: dict[int, Edit] | None = None) -> bool:
         """Whether changes of the port give the reference's value behind the difference."""
+        self.spent += self.cost
+        if self.spent > BUDGET or not (changed or edits):
+            return False
         model = self.comparison.models[1]
         found = model.replay(self.port, changed, edits, self.j).get(self.j)
         return found is not None and self.is_reference(found)
@@ -116,6 +147,7 @@ def find_cause(
     case = Case(comparison, alignment, regions, finding, *ends)
     for search in (
         _by_settings,
+        _by_wiring,
         _by_numbers,
         _by_functions,
         _by_operands,
@@ -126,8 +158,19 @@ def find_cause(
         with np.errstate(all="ignore"):
             cause = search(case)
         if cause:
-            finding.cause = cause
+            finding.cause = cause + _dropout(case)
             return
+
+
+def _dropout(case: Case) -> str:
+    """A word if random numbers are what one side has and the other lacks, or both with another rate."""
+    drawn = ("random", "bernoulli", "bernoulli_", "native_dropout")
+    for port in (False, True):
+        nodes = case.alignment.trace(port).nodes
+        around = {i for n in sorted(case.regions[port].nodes)[:NEARBY] for i in (n, *nodes[n].inputs)}
+        if any(nodes[k].op in drawn for i in around for k in (i, *nodes[i].inputs)):
+            return ": dropout"
+    return ""
 
 
 def _ends(comparison: "Comparison", finding: "Finding") -> tuple[int, int] | None:
@@ -165,8 +208,11 @@ def _by_settings(case: Case) -> str:
             made = case.comparison.models[1].replay(case.port, {}, {node.id: edit}, node.id).get(node.id)
             want = case.reference.values.get(theirs.id)
             if made is not None and want is not None and same_order(want, made, NEAR) is not None:
-                return "equal with " + ", ".join(f"{_word(k)} {_plain(wrong[k])}" for k in some) + "; " + ", ".join(
-                    f"the port's is {_plain(node.params.get(k))}" for k in some
+                return (
+                    "equal with "
+                    + ", ".join(f"{_word(k)} {_plain(wrong[k])}" for k in some)
+                    + "; "
+                    + ", ".join(f"the port's is {_plain(node.params.get(k))}" for k in some)
                 )
     return ""
 
@@ -193,8 +239,17 @@ def _by_numbers(case: Case) -> str:
         for position, literal in enumerate(node.params.get("literals", ())):
             if not isinstance(literal, int | float) or isinstance(literal, bool):
                 continue
-            tries = [*here, *(n for n in numbers if _alike(n, literal))]
-            tries += [literal + 1, literal - 1, *(s for n in sizes for s in (n, math.sqrt(n), 1 / n, n**-0.5))]
+            nothing = {"add": 0.0, "sub": 0.0, "mul": 1.0, "div": 1.0, "pow": 1.0}.get(node.op)
+            tries = [
+                *([] if nothing is None else [nothing]),
+                *here,
+                *(n for n in numbers if _alike(n, literal)),
+            ]
+            tries += [
+                literal + 1,
+                literal - 1,
+                *(s for n in sizes for s in (n, math.sqrt(n), 1 / n, n**-0.5)),
+            ]
             for number in list(dict.fromkeys(tries))[: 2 * NUMBERS]:
                 for value in (number, -number) if literal < 0 else (number,):
                     if math.isclose(value, literal, rel_tol=1e-12):
@@ -244,8 +299,7 @@ def _meaning(case: Case, node: Node, number: float) -> str:
         return "the slope"
     if node.op in ("eq", "lt", "gt", "le", "ge"):
         return "the limit"
-    return {"add": "an added number", "sub": "a subtracted number", "mul": "a factor", "div": "a divisor",
-            "pow": "the base or power", "select_n": "the mask's value"}.get(node.op, f"a number of {node.op}")  # fmt: skip
+    return WORDS.get(node.op, f"a number of {node.op}")
 
 
 def _epsilon_outside(case: Case) -> str:
@@ -253,7 +307,11 @@ def _epsilon_outside(case: Case) -> str:
     nodes = case.port.nodes
     for node in _steps(case):
         literals = node.params.get("literals", ())
-        if node.op != "add" or not node.inputs or not any(isinstance(v, float) and 0 < v < 0.1 for v in literals):
+        if (
+            node.op != "add"
+            or not node.inputs
+            or not any(isinstance(v, float) and 0 < v < 0.1 for v in literals)
+        ):
             continue
         position, epsilon = next((i, v) for i, v in enumerate(literals) if isinstance(v, float))
         root = next((i for i in node.inputs if nodes[i].op == "sqrt"), None)
@@ -278,7 +336,8 @@ def _by_functions(case: Case) -> str:
     mine = _applied(case, False)
     theirs = _applied(case, True)
     for (name, x), (other, y, node) in itertools.product(
-        [(n, x) for n, x, _ in mine] or [("", None)], [(n, y, node) for n, y, node in theirs] or [("", None, None)]
+        [(n, x) for n, x, _ in mine] or [("", None)],
+        [(n, y, node) for n, y, node in theirs] or [("", None, None)],
     ):
         if name and other and name != other and y is not None and node is not None:
             value = FUNCTIONS[name](case.port.values[y])
@@ -286,11 +345,11 @@ def _by_functions(case: Case) -> str:
                 return f"the reference computes {name}, the port {other}"
         if name and not other and x is not None:
             for partner in itertools.islice(case.alignment.partners(False, x), 4):
-                if _takes(case, partner, FUNCTIONS[name]):
+                if case.reproduces({}, _on(_steps(case), partner, FUNCTIONS[name])):
                     return f"the reference computes {name}, which the port leaves out"
-        if other and not name and y is not None and node is not None:
-            if case.reproduces({node: case.port.values[y]}):
-                return f"the port computes {other}, which the reference does not"
+        alone = other and not name and y is not None and node is not None
+        if alone and case.reproduces({node: case.port.values[y]}):
+            return f"the port computes {other}, which the reference does not"
     return ""
 
 
@@ -312,17 +371,6 @@ def _applied(case: Case, port: bool) -> list[tuple[str, int, int]]:
     return found
 
 
-def _takes(case: Case, node: int, function: Callable[[Array], Array]) -> bool:
-    """Whether the port is right if the operations of the region take a function of a matched value."""
-    for step in _steps(case):
-        positions = _positions(step, node)
-        if positions:
-            edit = Edit({}, dict.fromkeys(positions, function))
-            if case.reproduces({}, {step.id: edit}):
-                return True
-    return False
-
-
 def _positions(step: Node, node: int) -> list[int]:
     """Where an operation takes a value; literals take places too."""
     literals = step.params.get("literals") or [None] * len(step.inputs)
@@ -334,28 +382,65 @@ def _positions(step: Node, node: int) -> list[int]:
 
 
 def _by_operands(case: Case) -> str:
-    """An operation of the port on a changed operand: transposed, shifted, scaled, masked, 1 + weight."""
-    for step in _steps(case)[:8]:
-        literals = step.params.get("literals") or [None] * len(step.inputs)
-        places = [i for i, literal in enumerate(literals) if literal is None]
-        for position, i in zip(places, step.inputs, strict=False):
-            value = case.port.values.get(i)
-            if value is None or (not case.alignment.is_matched(True, i)):
-                continue
-            for words, change in _changes(case, step, case.port.nodes[i], value):
-                if case.reproduces({}, {step.id: Edit({}, {position: change})}):
-                    return words
+    """What differs on a changed operand: transposed, shifted, scaled, masked, 1 + weight."""
+    steps = _steps(case)
+    operands = dict.fromkeys(i for step in steps[:8] for i in step.inputs)
+    for i in operands:
+        value = case.port.values.get(i)
+        if value is None or not case.alignment.is_matched(True, i):
+            continue
+        for words, change in _changes(case, case.port.nodes[i], value):
+            if case.reproduces({}, _on(steps, i, change)):
+                return words
     return ""
 
 
-def _changes(case: Case, step: Node, node: Node, x: Array) -> Iterator[tuple[str, Callable[[Array], Array]]]:
+def _on(steps: list[Node], node: int, change: Callable[[Array], Array]) -> dict[int, Edit]:
+    """Let every operation that takes a value take a change of it."""
+    found = {}
+    for step in steps:
+        positions = _positions(step, node)
+        if positions:
+            found[step.id] = Edit({}, dict.fromkeys(positions, change))
+    return found
+
+
+def _by_wiring(case: Case) -> str:
+    """The port takes another tensor than the reference, which it has too."""
+    steps = _steps(case)
+    wanted = list(case.reference.nodes[case.finding.reference or 0].inputs)
+    taken = dict.fromkeys(i for step in steps[:4] for i in step.inputs)
+    for a in wanted:
+        partners = list(itertools.islice(case.alignment.partners(False, a), 4))
+        if not partners or any(b in taken for b in partners):
+            continue
+        for i in taken:
+            value, other = case.port.values.get(i), case.port.values[partners[0]]
+            if value is None or value.size != other.size or value.dtype.kind != other.dtype.kind:
+                continue
+            fitted = next((other.transpose(p) for p in permutations(other.shape, value.shape)), None)
+            if fitted is not None and case.reproduces({}, _on(steps, i, lambda x, y=fitted: y)):
+                theirs = f"{_what(case.reference.nodes[a])}, the port's {_what(case.port.nodes[partners[0]])}"
+                mine = _what(case.port.nodes[i])
+                return f"the port takes {mine} where the reference takes {theirs}: exchanged"
+    return ""
+
+
+def _changes(case: Case, node: Node, x: Array) -> Iterator[tuple[str, Callable[[Array], Array]]]:
     what = _what(node)
     if x.dtype.kind == "b":
         yield f"{what} is inverted in the port", np.invert
         if x.ndim > 1 and x.shape[-1] == x.shape[-2]:
             yield f"{what} is transposed in the port", lambda x: x.swapaxes(-1, -2)
-            for k, word in ((0, "causal"), (-1, "causal without the present"), (1, "causal and one step ahead")):
-                yield f"the reference's mask is {word}", lambda x, k=k: np.broadcast_to(np.tri(x.shape[-1], k=k) > 0, x.shape)
+            for k, word in (
+                (0, "causal"),
+                (-1, "causal without the present"),
+                (1, "causal and one step ahead"),
+            ):
+                yield (
+                    f"the reference's mask is {word}",
+                    lambda x, k=k: np.broadcast_to(np.tri(x.shape[-1], k=k) > 0, x.shape),
+                )
         yield f"{what} masks nothing in the reference", np.ones_like
         return
     if x.dtype.kind in "iu":
@@ -375,11 +460,19 @@ def _changes(case: Case, step: Node, node: Node, x: Array) -> Iterator[tuple[str
         if x.shape[axis] > 1:
             yield f"{what} is reversed along its axis {axis} in the port", lambda x, a=axis: np.flip(x, a)
             for k in (1, -1):
-                yield f"{what} is shifted by one along its axis {axis} in the port", lambda x, a=axis, k=k: np.roll(x, k, a)
+                yield (
+                    f"{what} is shifted by one along its axis {axis} in the port",
+                    lambda x, a=axis, k=k: np.roll(x, k, a),
+                )
     if x.ndim > 1 and x.shape[-1] == x.shape[-2]:
         for k, word in ((0, "causal"), (-1, "causal without the present")):
-            yield f"the reference masks {what}: {word}", lambda x, k=k: np.where(np.tri(x.shape[-1], k=k) > 0, x, -np.inf)
-    sizes = sorted({n for s in (x.shape, *(case.port.nodes[i].shape for i in node.inputs)) for n in s if n > 1})
+            yield (
+                f"the reference masks {what}: {word}",
+                lambda x, k=k: np.where(np.tri(x.shape[-1], k=k) > 0, x, -np.inf),
+            )
+    sizes = sorted(
+        {n for s in (x.shape, *(case.port.nodes[i].shape for i in node.inputs)) for n in s if n > 1}
+    )
     for n in sizes:
         for word, factor in ((f"the square root of {n}", math.sqrt(n)), (f"{n}", float(n))):
             yield f"the reference divides {what} by {word}", lambda x, f=factor: x / f
@@ -389,7 +482,10 @@ def _changes(case: Case, step: Node, node: Node, x: Array) -> Iterator[tuple[str
         if number not in (0.0, 1.0):
             n = round(number / (number - 1))
             if n > 1 and abs(n / (n - 1) - number) < 1e-12:
-                yield f"the variance is biased in the port (by n = {n}, the reference by n - 1)", lambda x, f=number: x * f
+                yield (
+                    f"the variance is biased in the port (by n = {n}, the reference by n - 1)",
+                    lambda x, f=number: x * f,
+                )
             yield f"the reference multiplies {what} by {number:.6g}", lambda x, f=number: x * f
             yield f"the reference divides {what} by {number:.6g}", lambda x, f=number: x / f
 
@@ -425,7 +521,10 @@ def _by_relation(case: Case) -> str:
             if name := _known(case, left, words.startswith("the port")):
                 return words.format(name)
         if keep.all():
-            for words, left in (("the port does not multiply by {}", x / y), ("only the port multiplies by {}", y / x)):
+            for words, left in (
+                ("the port does not multiply by {}", x / y),
+                ("only the port multiplies by {}", y / x),
+            ):
                 if name := _known(case, left, words.startswith("the port")):
                     return words.format(name)
     return ""
@@ -463,11 +562,25 @@ def _count(case: Case, ratio: float) -> str:
         if abs(square - round(square)) <= 1e-9 * square and 1 < square < 1e5:
             return f"{word}the square root of {round(square)}"
     fraction = Fraction(abs(ratio)).limit_denominator(4096)
+    n = max(fraction.numerator, fraction.denominator)
+    sizes = {x.size // y.size for x, y in _reduced(case) if y.size and x.size % y.size == 0}
+    if abs(fraction.numerator - fraction.denominator) == 1 and n in sizes:
+        return f"{fraction} (a variance by n and by n - 1, n = {n})"
     if fraction and fraction.numerator < 4096 and abs(float(fraction) / abs(ratio) - 1) < 1e-12:
         return str(fraction)
     behind = sorted(ancestors(case.reference.nodes, case.t) & case.regions[0].nodes)
     here = [v for i in behind for v in _numbers(case.reference.nodes[i])]
     return next((f"{ratio:.6g}" for n in here if abs(n / abs(ratio) - 1) < 1e-9), "")
+
+
+def _reduced(case: Case) -> Iterator[tuple[Array, Array]]:
+    """Pairs of operands and results that the port reduces before or within the difference."""
+    nodes, values = case.port.nodes, case.port.values
+    start = case.finding.port or 0
+    for node in (nodes[i] for i in sorted(ancestors(nodes, case.j)) if i > start - 12):
+        for i in node.inputs:
+            if node.op.startswith("reduce") and i in values and node.id in values:
+                yield values[i], values[node.id]
 
 
 def _known(case: Case, left: Array, reference: bool) -> str:
@@ -477,8 +590,14 @@ def _known(case: Case, left: Array, reference: bool) -> str:
         return ""
     trace = case.reference if reference else case.port
     for node in trace.nodes:
-        if node.fingerprint is not None and close(mine, node.fingerprint, 1e-8) and (node.image or node.kind == "parameter" or case.alignment.is_matched(not reference, node.id)):
-            owner = next((n for n in (node, *(trace.nodes[i] for i in node.inputs)) if n.kind == "parameter"), None)
+        if (
+            node.fingerprint is not None
+            and close(mine, node.fingerprint, 1e-8)
+            and (node.image or node.kind == "parameter" or case.alignment.is_matched(not reference, node.id))
+        ):
+            owner = next(
+                (n for n in (node, *(trace.nodes[i] for i in node.inputs)) if n.kind == "parameter"), None
+            )
             if node.kind == "parameter" or (node.image and owner is not None):
                 return f"the parameter {owner.op if owner else node.op}"
             return _what(node)
@@ -594,5 +713,5 @@ def _flattened(case: Case, t: int, j: int, a: Array, b: Array) -> str:
             continue
         for order in itertools.permutations(range(x.ndim)):
             if distance(x.transpose(order).reshape(b.shape), b) <= NEAR:
-                return f"the reference merges {x.shape} in its order, the port with the axes in the order {order}"
+                return f"the reference merges {x.shape} in its order, the port in the order of axes {order}"
     return ""
