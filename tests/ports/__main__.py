@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import torch
 
@@ -30,22 +29,18 @@ class Judged(NamedTuple):
 def compare(case: Case, fault: str | bool) -> Result:
     """Compare a port in its right form (no fault) or in a faulty one."""
     module = importlib.import_module(f"tests.ports.{case.port}")
-    before = {name: getattr(module, name) for name in ("FAULT", *case.variables)}
-    vars(module).update(case.variables, FAULT=fault or type(before["FAULT"])())
-    jax.clear_caches()  # of what was traced with another fault
+    module = importlib.reload(module)  # other functions, because JAX keeps what it traced of a function
+    vars(module).update(case.variables, FAULT=fault or type(module.FAULT)())
     torch.manual_seed(0)
-    try:
-        given = module.inputs(np.random.default_rng(0))
-        options = dict(case.options)
-        if hasattr(module, "port_inputs"):
-            options["port_inputs"] = module.port_inputs(given)
-        if hasattr(module, "port_loss"):
-            options["loss"] = module.reference_loss, module.port_loss
-        if hasattr(module, "port_optimizer"):
-            options["optimizers"] = module.reference_optimizer, module.port_optimizer()
-        return lockstep.compare(module.reference(), module.port(), given, float32=False, **options)
-    finally:
-        vars(module).update(before)
+    given = module.inputs(np.random.default_rng(0))
+    options = dict(case.options)
+    if hasattr(module, "port_inputs"):
+        options["port_inputs"] = module.port_inputs(given)
+    if hasattr(module, "port_loss"):
+        options["loss"] = module.reference_loss, module.port_loss
+    if hasattr(module, "port_optimizer"):
+        options["optimizers"] = module.reference_optimizer, module.port_optimizer()
+    return lockstep.compare(module.reference(), module.port(), given, float32=False, **options)
 
 
 def faulty_lines(case: Case) -> set[tuple[str, int]]:
