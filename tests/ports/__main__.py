@@ -1,4 +1,7 @@
-"""Compare every port with its reference, right and faulty: ``python -m tests.ports [PORT ...]``."""
+"""Compare every port with its reference, right and faulty: ``python -m tests.ports [PORT ...]``.
+
+Without names it writes the table of docs/faults.md.
+"""
 
 import importlib
 import re
@@ -14,6 +17,7 @@ from lockstep.result import Result
 from tests.ports import CASES, RIGHT, Case
 
 FOLDER = Path(__file__).parent
+PAGE = FOLDER.parent.parent / "docs" / "faults.md"
 
 
 class Judged(NamedTuple):
@@ -91,14 +95,25 @@ def count(judged: list[Judged]) -> str:
 def main() -> None:
     """Print what is said of each port that the command line names, or of all."""
     cases = [case for case in CASES if not sys.argv[1:] or case.port in sys.argv[1:]]
-    judged = []
+    judged, rows = [], []
     for case in cases:
         right = compare(case, "") if case in RIGHT else None
         if right and not right.equal:
             print(f"FALSE ALARM {case}\n{right}")
         judged.append(judge(case))
-        print(row(case, judged[-1]), flush=True)
+        rows.append(row(case, judged[-1]))
+        print(rows[-1], flush=True)
     print(count(judged))
+    if len(cases) == len(CASES):
+        heading = ["| port, and its fault | first difference | cause |", "| --- | --- | --- |"]
+        write_table("ports", [f"O{count(judged)[1:]}.", "", *heading, *rows])
+
+
+def write_table(name: str, lines: list[str]) -> None:
+    """Replace a part of docs/faults.md."""
+    table = "\n".join(["", *lines, ""])
+    pattern = re.compile(f"(?<=<!-- {name} -->).*?(?=<!-- end -->)", re.DOTALL)
+    PAGE.write_text(pattern.sub(lambda _: table, PAGE.read_text(), count=1))
 
 
 if __name__ == "__main__":
