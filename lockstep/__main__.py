@@ -1,4 +1,4 @@
-"""``python -m lockstep pair.py`` compares two models; without a file it compares the project's two trainers."""
+"""``python -m lockstep pair.py`` compares two models; without a file, the project's two trainers."""
 
 import sys
 

@@ -27,8 +27,8 @@ class Region:
 class Alignment:
     """Which values of the reference the port has too.
 
-    A value is matched if the other side has one with the same fingerprint, and the numbers are arranged alike, but
-    for axes moved or merged. Arrangements are compared only where that is asked.
+    A value is matched if the other side has one with the same fingerprint, and the numbers are arranged
+    alike, but for axes moved or merged. Arrangements are compared only where that is asked.
     """
 
     def __init__(self, reference: Trace, port: Trace, tolerance: float = EXACT):
@@ -85,7 +85,10 @@ class Alignment:
     def unmatched(self, port: bool) -> int:
         """How many values of a side have no match, by their fingerprints alone."""
         matches = self.matches[port]
-        return sum(n.fingerprint is not None and not matches.get(n.id) and not n.image for n in self.trace(port).nodes)
+        return sum(
+            n.fingerprint is not None and not matches.get(n.id) and not n.image
+            for n in self.trace(port).nodes
+        )
 
 
 def ways_out(nodes: list[Node], region: set[int], start: int) -> list[int]:
@@ -160,5 +163,3 @@ def _match(trace: Trace, other: Trace, tolerance: float) -> dict[int, list[int]]
         if near.size:
             found[node.id] = [theirs[i].id for i in near]
     return found
-
-

@@ -1,7 +1,7 @@
-"""Bind a port's weights to a reference's at their first use: by role, size, the other operand, name and order.
+"""Bind a port's weights to a reference's at their first use: by role, size, other operand, name and order.
 
-There are no rules for layouts or classes of layers. Each number of each weight has a place of its own, so a fused
-projection may be several there, a 1x1 convolution a linear layer, and a stack of blocks a list of them.
+There are no rules for layouts or classes of layers. Each number of each weight has a place of its own, so
+a fused projection may be several there, a 1x1 convolution a linear layer, a stack of blocks a list of them.
 """
 
 import difflib
@@ -26,7 +26,7 @@ UPSTREAM, FEW = 2.0, 8  # of the sites that an operand comes from; how many are 
 
 @cache
 def parts(name: str) -> tuple[tuple[str, ...], str]:
-    """The words of a leaf's path, and its own name: ``layers.0.q_proj.weight`` has (layers, 0, query, proj)."""
+    """The words of a leaf's path, and its own name: ``layers.0.q.weight`` has (layers, 0, query), weight."""
     apart = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
     words = [WORDS.get(word, word) for word in re.findall(r"[a-z]+|\d+", apart)]
     own = words.pop() if words and words[-1] in OWN else ""
@@ -52,6 +52,11 @@ def similarity(a: str, b: str) -> float:
     if own == theirs and own in statistics | {"bias"}:
         return score + 0.5
     return score - 0.5 if statistics & {own, theirs} else score
+
+
+def _is_bias(name: str) -> bool | None:
+    own = parts(name)[1]
+    return own == "bias" if own else None
 
 
 class Binder:
@@ -203,11 +208,11 @@ class Binder:
             node = reference.nodes[other.operand] if other.operand is not None else None
             if operand is not None and node is not None and _same_value(operand, node):
                 score += OPERAND
-            elif behind and not shared:
+            elif shared or {_is_bias(site.name), _is_bias(other.name)} == {True, False}:
+                continue
+            elif behind:
                 theirs_behind = self._comes_from("reference", other.operand)
                 score += UPSTREAM * len(behind & theirs_behind) / len(behind | theirs_behind)
-            elif shared:
-                continue
             found.append((score, -other.order, other))
         found.sort(key=lambda item: item[:2], reverse=True)
         return [other for _, _, other in found]

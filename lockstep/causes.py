@@ -1,8 +1,8 @@
 """Why two models part: a table of mistakes, each named only if it reproduces the numbers.
 
 Two ways lead to a cause. The port's operations are evaluated again with one change, such as the reference's
-epsilon, and must give the reference's value. Or the two values are related by what one side leaves out, such as
-a bias, a residual or an activation.
+epsilon, and must give the reference's value. Or the two values are related by what one side leaves out,
+such as a bias, a residual or an activation.
 """
 
 import itertools
@@ -10,15 +10,27 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import special
 
 from lockstep.align import Alignment, Region, ancestors, ways_out
+from lockstep.resize import name_resize
 from lockstep.settings import from_torch
 from lockstep.trace import Edit, Node, Trace
-from lockstep.values import EXACT, NEAR, as_numbers, close, distance, fingerprint, permutations, same_merged, same_order
+from lockstep.values import (
+    EXACT,
+    NEAR,
+    as_numbers,
+    close,
+    distance,
+    fingerprint,
+    permutations,
+    same_merged,
+    same_order,
+)
 
 if TYPE_CHECKING:
     from lockstep.comparison import Comparison
@@ -27,6 +39,15 @@ if TYPE_CHECKING:
 NEARBY = 24  # operations of the region that are changed
 NUMBERS = 24  # numbers of the reference's code that are tried in the place of one of the port's
 WAYS = 16  # values behind the difference that are named
+WORDS = {
+    "add": "an added number",
+    "sub": "a subtracted number",
+    "mul": "a factor",
+    "div": "a divisor",
+    "pow": "the base or power",
+    "select_n": "the mask's value",
+}
+BUDGET, OVERHEAD = 2e8, 1e5  # numbers that may be computed again for one cause; a try's own cost in them
 Array = np.ndarray
 
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
@@ -60,6 +81,7 @@ REDUCTIONS: dict[str, Callable[..., Array]] = {
     "the variance by n": np.var,
     "the variance by n - 1": lambda x, axis: np.var(x, axis=axis, ddof=1),
     "the product": np.prod,
+    "the mean of squares, without subtracting the mean,": lambda x, axis: np.mean(x**2, axis=axis),
 }
 
 
@@ -73,6 +95,13 @@ class Case:
     finding: "Finding"
     t: int
     j: int
+    spent: float = 0.0
+
+    @cached_property
+    def cost(self) -> float:
+        """Numbers that one try computes again."""
+        behind = ancestors(self.port.nodes, self.j) & self.regions[1].nodes
+        return OVERHEAD + sum(math.prod(self.port.nodes[i].shape) for i in behind)
 
     @property
     def reference(self) -> Trace:
@@ -86,6 +115,9 @@ class Case:
 
     def reproduces(self, changed: dict[int, Array], edits: dict[int, Edit] | None = None) -> bool:
         """Whether changes of the port give the reference's value behind the difference."""
+        self.spent += self.cost
+        if self.spent > BUDGET or not (changed or edits):
+            return False
         model = self.comparison.models[1]
         found = model.replay(self.port, changed, edits, self.j).get(self.j)
         return found is not None and self.is_reference(found)
@@ -110,12 +142,16 @@ def find_cause(
     comparison: "Comparison", alignment: Alignment, regions: tuple[Region, Region], finding: "Finding"
 ) -> None:
     """Fill the finding's cause, and its port's place where the cause tells it."""
+    if finding.kind == "precision":
+        finding.cause = finding.words
+        return
     ends = finding.repaired or _ends(comparison, finding)
     if ends is None or finding.reference is None or finding.port is None:
         return
     case = Case(comparison, alignment, regions, finding, *ends)
     for search in (
         _by_settings,
+        _by_wiring,
         _by_numbers,
         _by_functions,
         _by_operands,
@@ -126,8 +162,21 @@ def find_cause(
         with np.errstate(all="ignore"):
             cause = search(case)
         if cause:
-            finding.cause = cause
+            finding.cause = cause + _dropout(case)
             return
+
+
+def _dropout(case: Case) -> str:
+    """A word if random numbers are what one side has and the other lacks, or both with another rate."""
+    drawn = ("random", "bernoulli", "bernoulli_", "native_dropout")
+    for port in (False, True):
+        nodes = case.alignment.trace(port).nodes
+        for n in sorted(case.regions[port].nodes)[:NEARBY]:
+            noise = [i for i in nodes[n].inputs if not nodes[i].weighted]
+            if any(nodes[k].op in drawn for i in noise for k in ancestors(nodes, i)):
+                case.finding.kind = "setting"
+                return ": the rate of dropout, or one side has none"
+    return ""
 
 
 def _ends(comparison: "Comparison", finding: "Finding") -> tuple[int, int] | None:
@@ -165,8 +214,11 @@ def _by_settings(case: Case) -> str:
             made = case.comparison.models[1].replay(case.port, {}, {node.id: edit}, node.id).get(node.id)
             want = case.reference.values.get(theirs.id)
             if made is not None and want is not None and same_order(want, made, NEAR) is not None:
-                return "equal with " + ", ".join(f"{_word(k)} {_plain(wrong[k])}" for k in some) + "; " + ", ".join(
-                    f"the port's is {_plain(node.params.get(k))}" for k in some
+                return (
+                    "equal with "
+                    + ", ".join(f"{_word(k)} {_plain(wrong[k])}" for k in some)
+                    + "; "
+                    + ", ".join(f"the port's is {_plain(node.params.get(k))}" for k in some)
                 )
     return ""
 
@@ -193,8 +245,17 @@ def _by_numbers(case: Case) -> str:
         for position, literal in enumerate(node.params.get("literals", ())):
             if not isinstance(literal, int | float) or isinstance(literal, bool):
                 continue
-            tries = [*here, *(n for n in numbers if _alike(n, literal))]
-            tries += [literal + 1, literal - 1, *(s for n in sizes for s in (n, math.sqrt(n), 1 / n, n**-0.5))]
+            nothing = {"add": 0.0, "sub": 0.0, "mul": 1.0, "div": 1.0, "pow": 1.0}.get(node.op)
+            tries = [
+                *([] if nothing is None else [nothing]),
+                *here,
+                *(n for n in numbers if _alike(n, literal)),
+            ]
+            tries += [
+                literal + 1,
+                literal - 1,
+                *(s for n in sizes for s in (n, math.sqrt(n), 1 / n, n**-0.5)),
+            ]
             for number in list(dict.fromkeys(tries))[: 2 * NUMBERS]:
                 for value in (number, -number) if literal < 0 else (number,):
                     if math.isclose(value, literal, rel_tol=1e-12):
@@ -244,8 +305,7 @@ def _meaning(case: Case, node: Node, number: float) -> str:
         return "the slope"
     if node.op in ("eq", "lt", "gt", "le", "ge"):
         return "the limit"
-    return {"add": "an added number", "sub": "a subtracted number", "mul": "a factor", "div": "a divisor",
-            "pow": "the base or power", "select_n": "the mask's value"}.get(node.op, f"a number of {node.op}")  # fmt: skip
+    return WORDS.get(node.op, f"a number of {node.op}")
 
 
 def _epsilon_outside(case: Case) -> str:
@@ -253,7 +313,11 @@ def _epsilon_outside(case: Case) -> str:
     nodes = case.port.nodes
     for node in _steps(case):
         literals = node.params.get("literals", ())
-        if node.op != "add" or not node.inputs or not any(isinstance(v, float) and 0 < v < 0.1 for v in literals):
+        if (
+            node.op != "add"
+            or not node.inputs
+            or not any(isinstance(v, float) and 0 < v < 0.1 for v in literals)
+        ):
             continue
         position, epsilon = next((i, v) for i, v in enumerate(literals) if isinstance(v, float))
         root = next((i for i in node.inputs if nodes[i].op == "sqrt"), None)
@@ -278,7 +342,8 @@ def _by_functions(case: Case) -> str:
     mine = _applied(case, False)
     theirs = _applied(case, True)
     for (name, x), (other, y, node) in itertools.product(
-        [(n, x) for n, x, _ in mine] or [("", None)], [(n, y, node) for n, y, node in theirs] or [("", None, None)]
+        [(n, x) for n, x, _ in mine] or [("", None)],
+        [(n, y, node) for n, y, node in theirs] or [("", None, None)],
     ):
         if name and other and name != other and y is not None and node is not None:
             value = FUNCTIONS[name](case.port.values[y])
@@ -286,11 +351,11 @@ def _by_functions(case: Case) -> str:
                 return f"the reference computes {name}, the port {other}"
         if name and not other and x is not None:
             for partner in itertools.islice(case.alignment.partners(False, x), 4):
-                if _takes(case, partner, FUNCTIONS[name]):
+                if case.reproduces({}, _on(_steps(case), partner, FUNCTIONS[name])):
                     return f"the reference computes {name}, which the port leaves out"
-        if other and not name and y is not None and node is not None:
-            if case.reproduces({node: case.port.values[y]}):
-                return f"the port computes {other}, which the reference does not"
+        alone = other and not name and y is not None and node is not None
+        if alone and case.reproduces({node: case.port.values[y]}):
+            return f"the port computes {other}, which the reference does not"
     return ""
 
 
@@ -312,17 +377,6 @@ def _applied(case: Case, port: bool) -> list[tuple[str, int, int]]:
     return found
 
 
-def _takes(case: Case, node: int, function: Callable[[Array], Array]) -> bool:
-    """Whether the port is right if the operations of the region take a function of a matched value."""
-    for step in _steps(case):
-        positions = _positions(step, node)
-        if positions:
-            edit = Edit({}, dict.fromkeys(positions, function))
-            if case.reproduces({}, {step.id: edit}):
-                return True
-    return False
-
-
 def _positions(step: Node, node: int) -> list[int]:
     """Where an operation takes a value; literals take places too."""
     literals = step.params.get("literals") or [None] * len(step.inputs)
@@ -334,28 +388,65 @@ def _positions(step: Node, node: int) -> list[int]:
 
 
 def _by_operands(case: Case) -> str:
-    """An operation of the port on a changed operand: transposed, shifted, scaled, masked, 1 + weight."""
-    for step in _steps(case)[:8]:
-        literals = step.params.get("literals") or [None] * len(step.inputs)
-        places = [i for i, literal in enumerate(literals) if literal is None]
-        for position, i in zip(places, step.inputs, strict=False):
-            value = case.port.values.get(i)
-            if value is None or (not case.alignment.is_matched(True, i)):
-                continue
-            for words, change in _changes(case, step, case.port.nodes[i], value):
-                if case.reproduces({}, {step.id: Edit({}, {position: change})}):
-                    return words
+    """What differs on a changed operand: transposed, shifted, scaled, masked, 1 + weight."""
+    steps = _steps(case)
+    operands = dict.fromkeys(i for step in steps[:8] for i in step.inputs)
+    for i in operands:
+        value = case.port.values.get(i)
+        if value is None or not case.alignment.is_matched(True, i):
+            continue
+        for words, change in _changes(case, case.port.nodes[i], value):
+            if case.reproduces({}, _on(steps, i, change)):
+                return words
     return ""
 
 
-def _changes(case: Case, step: Node, node: Node, x: Array) -> Iterator[tuple[str, Callable[[Array], Array]]]:
+def _on(steps: list[Node], node: int, change: Callable[[Array], Array]) -> dict[int, Edit]:
+    """Let every operation that takes a value take a change of it."""
+    found = {}
+    for step in steps:
+        positions = _positions(step, node)
+        if positions:
+            found[step.id] = Edit({}, dict.fromkeys(positions, change))
+    return found
+
+
+def _by_wiring(case: Case) -> str:
+    """The port takes another tensor than the reference, which it has too."""
+    steps = _steps(case)
+    wanted = list(case.reference.nodes[case.finding.reference or 0].inputs)
+    taken = dict.fromkeys(i for step in steps[:4] for i in step.inputs)
+    for a in wanted:
+        partners = list(itertools.islice(case.alignment.partners(False, a), 4))
+        if not partners or any(b in taken for b in partners):
+            continue
+        for i in taken:
+            value, other = case.port.values.get(i), case.port.values[partners[0]]
+            if value is None or value.size != other.size or value.dtype.kind != other.dtype.kind:
+                continue
+            fitted = next((other.transpose(p) for p in permutations(other.shape, value.shape)), None)
+            if fitted is not None and case.reproduces({}, _on(steps, i, lambda x, y=fitted: y)):
+                theirs = f"{_what(case.reference.nodes[a])}, the port's {_what(case.port.nodes[partners[0]])}"
+                mine = _what(case.port.nodes[i])
+                return f"the port takes {mine} where the reference takes {theirs}: exchanged"
+    return ""
+
+
+def _changes(case: Case, node: Node, x: Array) -> Iterator[tuple[str, Callable[[Array], Array]]]:
     what = _what(node)
     if x.dtype.kind == "b":
         yield f"{what} is inverted in the port", np.invert
         if x.ndim > 1 and x.shape[-1] == x.shape[-2]:
             yield f"{what} is transposed in the port", lambda x: x.swapaxes(-1, -2)
-            for k, word in ((0, "causal"), (-1, "causal without the present"), (1, "causal and one step ahead")):
-                yield f"the reference's mask is {word}", lambda x, k=k: np.broadcast_to(np.tri(x.shape[-1], k=k) > 0, x.shape)
+            for k, word in (
+                (0, "causal"),
+                (-1, "causal without the present"),
+                (1, "causal and one step ahead"),
+            ):
+                yield (
+                    f"the reference's mask is {word}",
+                    lambda x, k=k: np.broadcast_to(np.tri(x.shape[-1], k=k) > 0, x.shape),
+                )
         yield f"{what} masks nothing in the reference", np.ones_like
         return
     if x.dtype.kind in "iu":
@@ -375,11 +466,19 @@ def _changes(case: Case, step: Node, node: Node, x: Array) -> Iterator[tuple[str
         if x.shape[axis] > 1:
             yield f"{what} is reversed along its axis {axis} in the port", lambda x, a=axis: np.flip(x, a)
             for k in (1, -1):
-                yield f"{what} is shifted by one along its axis {axis} in the port", lambda x, a=axis, k=k: np.roll(x, k, a)
+                yield (
+                    f"{what} is shifted by one along its axis {axis} in the port",
+                    lambda x, a=axis, k=k: np.roll(x, k, a),
+                )
     if x.ndim > 1 and x.shape[-1] == x.shape[-2]:
         for k, word in ((0, "causal"), (-1, "causal without the present")):
-            yield f"the reference masks {what}: {word}", lambda x, k=k: np.where(np.tri(x.shape[-1], k=k) > 0, x, -np.inf)
-    sizes = sorted({n for s in (x.shape, *(case.port.nodes[i].shape for i in node.inputs)) for n in s if n > 1})
+            yield (
+                f"the reference masks {what}: {word}",
+                lambda x, k=k: np.where(np.tri(x.shape[-1], k=k) > 0, x, -np.inf),
+            )
+    sizes = sorted(
+        {n for s in (x.shape, *(case.port.nodes[i].shape for i in node.inputs)) for n in s if n > 1}
+    )
     for n in sizes:
         for word, factor in ((f"the square root of {n}", math.sqrt(n)), (f"{n}", float(n))):
             yield f"the reference divides {what} by {word}", lambda x, f=factor: x / f
@@ -389,7 +488,10 @@ def _changes(case: Case, step: Node, node: Node, x: Array) -> Iterator[tuple[str
         if number not in (0.0, 1.0):
             n = round(number / (number - 1))
             if n > 1 and abs(n / (n - 1) - number) < 1e-12:
-                yield f"the variance is biased in the port (by n = {n}, the reference by n - 1)", lambda x, f=number: x * f
+                yield (
+                    f"the variance is biased in the port (by n = {n}, the reference by n - 1)",
+                    lambda x, f=number: x * f,
+                )
             yield f"the reference multiplies {what} by {number:.6g}", lambda x, f=number: x * f
             yield f"the reference divides {what} by {number:.6g}", lambda x, f=number: x / f
 
@@ -421,14 +523,30 @@ def _by_relation(case: Case) -> str:
         if ratio.size and np.ptp(ratio.real) <= 1e-9 * abs(ratio[0]) and abs(ratio[0] - 1) > 1e-9:
             number = _count(case, float(ratio[0].real))
             return f"the reference's is {number} times the port's" if number else ""
+        if _counts_padding(case, ratio):
+            return "padded places count on one side only (count_include_pad)"
         for words, left in (("the port leaves out {}", x - y), ("only the port adds {}", y - x)):
             if name := _known(case, left, words.startswith("the port")):
                 return words.format(name)
         if keep.all():
-            for words, left in (("the port does not multiply by {}", x / y), ("only the port multiplies by {}", y / x)):
+            for words, left in (
+                ("the port does not multiply by {}", x / y),
+                ("only the port multiplies by {}", y / x),
+            ):
                 if name := _known(case, left, words.startswith("the port")):
                     return words.format(name)
     return ""
+
+
+def _counts_padding(case: Case, ratio: Array) -> bool:
+    """Whether two averages of windows differ by how many places each divides by."""
+    pools = [n for n in case.reference.nodes if "avg_pool" in n.op and n.id in case.regions[False].nodes]
+    if not pools or not ratio.size:
+        return False
+    sizes = pools[0].params.get("kernel_size", [0])
+    places = math.prod(sizes * 2 if len(sizes) == 1 else sizes)
+    counts = np.minimum(ratio, 1 / ratio) * places
+    return bool(np.abs(counts - np.round(counts)).max() < 1e-9 and np.unique(np.round(counts)).size > 1)
 
 
 def _related(case: Case) -> list[tuple[int, int]]:
@@ -463,11 +581,25 @@ def _count(case: Case, ratio: float) -> str:
         if abs(square - round(square)) <= 1e-9 * square and 1 < square < 1e5:
             return f"{word}the square root of {round(square)}"
     fraction = Fraction(abs(ratio)).limit_denominator(4096)
+    n = max(fraction.numerator, fraction.denominator)
+    sizes = {x.size // y.size for x, y in _reduced(case) if y.size and x.size % y.size == 0}
+    if abs(fraction.numerator - fraction.denominator) == 1 and n in sizes:
+        return f"{fraction} (a variance by n and by n - 1, n = {n})"
     if fraction and fraction.numerator < 4096 and abs(float(fraction) / abs(ratio) - 1) < 1e-12:
         return str(fraction)
     behind = sorted(ancestors(case.reference.nodes, case.t) & case.regions[0].nodes)
     here = [v for i in behind for v in _numbers(case.reference.nodes[i])]
     return next((f"{ratio:.6g}" for n in here if abs(n / abs(ratio) - 1) < 1e-9), "")
+
+
+def _reduced(case: Case) -> Iterator[tuple[Array, Array]]:
+    """Pairs of operands and results that the port reduces before or within the difference."""
+    nodes, values = case.port.nodes, case.port.values
+    start = case.finding.port or 0
+    for node in (nodes[i] for i in sorted(ancestors(nodes, case.j)) if i > start - 12):
+        for i in node.inputs:
+            if node.op.startswith("reduce") and i in values and node.id in values:
+                yield values[i], values[node.id]
 
 
 def _known(case: Case, left: Array, reference: bool) -> str:
@@ -477,8 +609,14 @@ def _known(case: Case, left: Array, reference: bool) -> str:
         return ""
     trace = case.reference if reference else case.port
     for node in trace.nodes:
-        if node.fingerprint is not None and close(mine, node.fingerprint, 1e-8) and (node.image or node.kind == "parameter" or case.alignment.is_matched(not reference, node.id)):
-            owner = next((n for n in (node, *(trace.nodes[i] for i in node.inputs)) if n.kind == "parameter"), None)
+        if (
+            node.fingerprint is not None
+            and close(mine, node.fingerprint, 1e-8)
+            and (node.image or node.kind == "parameter" or case.alignment.is_matched(not reference, node.id))
+        ):
+            owner = next(
+                (n for n in (node, *(trace.nodes[i] for i in node.inputs)) if n.kind == "parameter"), None
+            )
             if node.kind == "parameter" or (node.image and owner is not None):
                 return f"the parameter {owner.op if owner else node.op}"
             return _what(node)
@@ -489,55 +627,63 @@ def _known(case: Case, left: Array, reference: bool) -> str:
 
 
 def _by_reduction(case: Case) -> str:
-    """Both reduce or normalise the same value, over other axes or in another way."""
-    for pair in case.finding.before:
-        names = []
-        for port in (False, True):
-            trace = case.alignment.trace(port)
-            start = case.finding.port if port else case.finding.reference
-            ways = ways_out(trace.nodes, case.regions[port].nodes, start or 0)[:WAYS]
-            x = trace.values.get(pair[port])
-            ends = (trace.values.get(n) for n in dict.fromkeys([*ways, case.j if port else case.t]))
-            named = (_reduction(x, end) for end in ends if x is not None and end is not None)
-            names.append(next((name for name in named if name), ""))
-        if names[0] and names[1] and names[0] != names[1]:
-            return f"the reference computes {names[0]}, the port {names[1]}"
+    """Both reduce, normalise or resize the same value, over other axes or in another way."""
+    for t, j in case.finding.before:
+        x, y = case.reference.values.get(t), case.port.values.get(j)
+        if x is None or y is None or x.shape == () or x.dtype.kind != "f":
+            continue
+        order = next((p for p in permutations(x.shape, y.shape) if distance(x.transpose(p), y) <= NEAR), None)
+        if order is None:
+            continue
+        ends = [_ends_of(case, port) for port in (False, True)]
+        mine = _first_name(x, ends[0], tuple(range(x.ndim)))
+        theirs = _first_name(y, ends[1], order)
+        if mine and theirs and mine != theirs:
+            return f"the reference computes {mine}, the port {theirs}"
     return ""
 
 
-def _reduction(x: Array, value: Array) -> str:
-    """How a value follows from another by reduction, selection, softmax or normalisation; empty if not."""
-    if x.dtype.kind != "f" or x.ndim > 5 or x.size > 2**18:
+def _ends_of(case: Case, port: bool) -> list[Array]:
+    """Values behind the difference, the first ones first."""
+    trace = case.alignment.trace(port)
+    start = (case.finding.port if port else case.finding.reference) or 0
+    ways = ways_out(trace.nodes, case.regions[port].nodes, start)[:WAYS]
+    nodes = dict.fromkeys([*ways, case.j if port else case.t])
+    return [trace.values[n] for n in nodes if n in trace.values]
+
+
+def _first_name(x: Array, ends: list[Array], order: tuple[int, ...]) -> str:
+    """The first reduction that is known, its axes as the reference has them."""
+    return next((name for end in ends if (name := _reduction(x, end, order))), "")
+
+
+def _reduction(x: Array, value: Array, order: tuple[int, ...]) -> str:
+    """How a value follows from another by reduction, selection, softmax, normalisation or resizing."""
+    if x.dtype.kind != "f" or x.ndim > 5 or x.size > 2**18 or value.dtype.kind != "f":
         return ""
-    axes = range(x.ndim)
-    if value.size < x.size:
-        for count in range(1, x.ndim + 1):
-            for some in itertools.combinations(axes, count):
-                if x.size // math.prod(x.shape[a] for a in some) != value.size:
-                    continue
-                rest = tuple(n for a, n in enumerate(x.shape) if a not in some)
+    if value.ndim == x.ndim and value.shape != x.shape and (way := name_resize(x, value, EXACT)):
+        return f"a resize ({way})"
+    for count in range(1, x.ndim + 1):
+        for some in itertools.combinations([a for a in range(x.ndim) if x.shape[a] > 1], count):
+            axes = f"over axes {tuple(sorted(order[a] for a in some))}"
+            if value.size * math.prod(x.shape[a] for a in some) == x.size:
                 for name, reduce in REDUCTIONS.items():
-                    if distance(reduce(x, axis=some).ravel(), value.ravel()) <= EXACT and len(rest) >= 0:
-                        return f"{name} over axes {some}"
-                if count == 1:
-                    for word, index in (("the first", 0), ("the last", -1)):
-                        if distance(x.take(index, some[0]).ravel(), value.ravel()) <= EXACT:
-                            return f"{word} along axis {some[0]}"
-    elif value.shape == x.shape:
-        for axis in (a for a in axes if x.shape[a] > 1):
-            if distance(special.softmax(x, axis), value) <= EXACT:
-                return f"softmax over axis {axis}"
-            if distance(special.log_softmax(x, axis), value) <= EXACT:
-                return f"log_softmax over axis {axis}"
-        for count in range(1, x.ndim + 1):
-            for some in itertools.combinations(axes, count):
+                    if distance(reduce(x, axis=some).ravel(), value.ravel()) <= EXACT:
+                        return f"{name} {axes}"
+                for word, index in (("the first", 0), ("the last", -1)):
+                    if count == 1 and distance(x.take(index, some[0]).ravel(), value.ravel()) <= EXACT:
+                        return f"{word} along axis {order[some[0]]}"
+            elif value.shape == x.shape:
+                for name, function in (("softmax", special.softmax), ("log_softmax", special.log_softmax)):
+                    if distance(function(x, some), value) <= EXACT:
+                        return f"{name} {axes}"
                 centred = x - x.mean(some, keepdims=True)
-                spread = (centred**2).mean(some, keepdims=True)
                 for epsilon in (1e-5, 1e-6, 1e-3, 1e-12):
-                    if distance(centred / np.sqrt(spread + epsilon), value) <= EXACT:
-                        return f"a normalisation over axes {some}"
+                    root = np.sqrt((centred**2).mean(some, keepdims=True) + epsilon)
+                    if distance(centred / root, value) <= EXACT:
+                        return f"a normalisation {axes}"
                     if distance(x / np.sqrt((x**2).mean(some, keepdims=True) + epsilon), value) <= EXACT:
-                        return f"an RMS normalisation over axes {some}, without the mean"
+                        return f"an RMS normalisation {axes}, without subtracting the mean"
     return ""
 
 
@@ -593,6 +739,7 @@ def _flattened(case: Case, t: int, j: int, a: Array, b: Array) -> str:
         if x is None or x.size != b.size or not 2 < x.ndim < 7:
             continue
         for order in itertools.permutations(range(x.ndim)):
-            if distance(x.transpose(order).reshape(b.shape), b) <= NEAR:
-                return f"the reference merges {x.shape} in its order, the port with the axes in the order {order}"
+            moved = order != tuple(range(x.ndim))
+            if moved and distance(x.transpose(order).reshape(b.shape), b) <= NEAR:
+                return f"the reference merges {x.shape} in its order, the port in the order of axes {order}"
     return ""

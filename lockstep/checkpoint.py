@@ -12,8 +12,8 @@ FLIPS = 3  # axes that are flipped at most
 
 
 def compare_given(reference: Trace, port: Trace, binding: Binding) -> list[Difference]:
-    """The port's given weights against the reference's, leaf by leaf."""
-    found = []
+    """The port's given weights against the reference's; leaves with the same mistake are one difference."""
+    found: dict[tuple, Difference] = {}
     for leaf in port.leaves:
         ids = binding.numbers[leaf.start : leaf.stop]
         bound = ids >= 0
@@ -25,48 +25,90 @@ def compare_given(reference: Trace, port: Trace, binding: Binding) -> list[Diffe
         if far <= NEAR:
             continue
         names = sorted({reference.leaf(int(i)).name for i in ids[bound][:: max(1, bound.sum() // 64)]})
+        alone = _alone(reference, names[0], ids, mine) if bound.all() else ""
+        cause = alone or _explain(reference, mine.reshape(leaf.shape), want.reshape(leaf.shape), names)
+        key = (leaf.name.rpartition("/")[2], tuple(names), cause)
+        if cause and key in found:
+            found[key].also += 1
+            continue
         words = f"{leaf.name} is not what {' and '.join(names)} ask for: it differs by {far:.1e}"
-        cause = _explain(reference, leaf.name, mine.reshape(leaf.shape), want.reshape(leaf.shape), names)
-        place = Place("parameter", leaf.name, leaf.shape)
-        theirs = Place("parameter", names[0], reference.leaf(int(ids[bound][0])).shape)
-        found.append(Difference("weights", words, theirs, place, [], cause))
-    return found
+        places = (
+            Place("parameter", names[0], reference.leaf(int(ids[bound][0])).shape),
+            Place("parameter", leaf.name, leaf.shape),
+        )
+        key = key if cause else (leaf.name,)
+        found[key] = Difference("weights", words, *places, [], f"{leaf.name} {cause}" if cause else "")
+    return list(found.values())
 
 
-def _explain(reference: Trace, name: str, mine: np.ndarray, want: np.ndarray, names: list[str]) -> str:
+def _alone(reference: Trace, name: str, ids: np.ndarray, mine: np.ndarray) -> str:
+    """One of two biases that the reference adds."""
+    leaf = reference.leaf(int(ids[0]))
+    for kind in ("bias_ih", "bias_hh"):
+        other = name.replace("bias_hh", kind).replace("bias_ih", kind)
+        if other in reference.summed and (ids < leaf.stop).all():
+            numbers = reference.summed[other].ravel()[ids - leaf.start]
+            if distance(mine, numbers) <= NEAR:
+                return f"has {other} alone; the reference has two biases, which are added"
+    return ""
+
+
+def _explain(reference: Trace, mine: np.ndarray, want: np.ndarray, names: list[str]) -> str:
     """A mistake of conversion that gives the port's numbers; empty if none does."""
-    for count in range(1, min(FLIPS, mine.ndim) + 1):
-        for axes in itertools.combinations(range(mine.ndim), count):
-            if distance(np.flip(mine, axes), want) <= NEAR:
-                return f"{name} is flipped along its axes {axes}"
     for order in permutations(mine.shape, want.shape):
-        if order != tuple(range(mine.ndim)) and distance(mine.transpose(order), want) <= NEAR:
-            return f"{name} was copied without transposing it: it is equal with its axes in the order {order}"
-    if mine.ndim == 2 and mine.shape[0] != mine.shape[1] and distance(mine.reshape(mine.shape[::-1]).T, want) <= NEAR:
-        return f"{name} was reshaped where it must be transposed"
-    for other, numbers in reference.summed.items():
-        if numbers.size == mine.size and distance(mine.ravel(), numbers.ravel()) <= NEAR:
-            return f"{name} has {other} alone; the reference adds two biases"
+        for count in range(min(FLIPS, mine.ndim) + 1):
+            for axes in itertools.combinations(range(mine.ndim), count):
+                if distance(np.flip(mine.transpose(order), axes), want) <= NEAR:
+                    words = [f"is flipped along its axes {axes}"] if axes else []
+                    if order != tuple(range(mine.ndim)):
+                        words.append(
+                            f"is not transposed as it must be: it is right in the order of axes {order}"
+                        )
+                    return " and ".join(words)
+    turned = mine.reshape(mine.shape[::-1]).T if mine.ndim == 2 else mine
+    if turned.shape == want.shape and distance(turned, want) <= NEAR:
+        return "was reshaped where it must be transposed"
     for leaf in reference.leaves:
         numbers = reference.given[leaf.start : leaf.stop].reshape(leaf.shape)
-        if leaf.name not in names and numbers.size == mine.size and np.ptp(numbers.real):
-            for order in permutations(tuple(n for n in leaf.shape if n > 1), tuple(n for n in mine.shape if n > 1)):
-                if distance(np.squeeze(numbers).transpose(order), np.squeeze(mine)) <= NEAR:
-                    return f"{name} has the reference's {leaf.name}"
+        if leaf.name in names or numbers.size != mine.size or not np.ptp(numbers.real):
+            continue
+        small, other = (tuple(n for n in shape if n > 1) for shape in (leaf.shape, mine.shape))
+        for order in permutations(small, other):
+            if distance(np.squeeze(numbers).transpose(order), np.squeeze(mine)) <= NEAR:
+                return f"has the reference's {leaf.name}"
+    if words := _part(reference, mine, want, names):
+        return words
     for word, bits in (("bfloat16", 8), ("float16", 11)):
         with np.errstate(all="ignore"):
-            scale = 2.0 ** (np.floor(np.log2(np.abs(want))) - bits + 1)
-            rounded = np.where(want == 0, 0, np.round(want / scale) * scale)
+            unit = 2.0 ** (np.floor(np.log2(np.abs(want))) - bits + 1)
+            rounded = np.where(want == 0, 0, np.round(want / unit) * unit)
         if np.allclose(rounded, mine, rtol=1e-7, atol=0):
-            return f"{name} was rounded to {word}"
-    part = [i for i in range(want.shape[-1])] if want.ndim else []
+            return f"was rounded to {word}"
     for axis in range(mine.ndim):
-        groups = _shared_slices(mine, want, axis)
-        if groups:
-            return f"{name} has its parts along axis {axis} in another order"
-    ratio = mine.ravel() @ want.ravel() / (want.ravel() @ want.ravel()) if part and want.any() else 0
+        if _shared_slices(mine, want, axis):
+            return f"has its parts along axis {axis} in another order"
+    ratio = float(mine.ravel() @ want.ravel() / (want.ravel() @ want.ravel())) if want.any() else 0.0
     if ratio and distance(mine, ratio * want) <= NEAR:
-        return f"{name} is {ratio:.6g} times as large"
+        return f"is {ratio:.6g} times as large as it must be"
+    return ""
+
+
+def _part(reference: Trace, mine: np.ndarray, want: np.ndarray, names: list[str]) -> str:
+    """Another third, or part, of a fused weight."""
+    for name in names:
+        leaf = next(leaf for leaf in reference.leaves if leaf.name == name)
+        whole = reference.given[leaf.start : leaf.stop].reshape(leaf.shape)
+        for axis in range(whole.ndim):
+            for count in (2, 3, 4):
+                if whole.size != count * mine.size or whole.shape[axis] % count:
+                    continue
+                for index, part in enumerate(np.split(whole, count, axis)):
+                    a, b = np.sort(part, None), np.sort(mine, None)
+                    if distance(a, b) <= NEAR and distance(a, np.sort(want, None)) > NEAR:
+                        which = f"part {index + 1} of {count}"
+                        if count == 3:
+                            which += f", the projection of the {('query', 'key', 'value')[index]}"
+                        return f"has another part of {name}: {which}"
     return ""
 
 

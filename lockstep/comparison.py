@@ -53,8 +53,8 @@ def compare(
             weights too.
         loss: two functions, each from its model's output to a scalar. Default: the sum of all outputs
             multiplied with fixed random numbers.
-        optimizers: of each side: a PyTorch optimizer or learning-rate scheduler (or a function from parameters
-            to one), or an Optax transformation. Both models take ``steps`` training steps.
+        optimizers: of each side: a PyTorch optimizer or learning-rate scheduler (or a function from
+            parameters to one), or an Optax transformation. Both models take ``steps`` training steps.
         steps: how many.
         backward: compare gradients.
         float32: compare in float32 too.
@@ -158,6 +158,8 @@ class Comparison:
 
     def make(self, reference: Any, port: Any, inputs: tuple, other: Any, losses: Any, exact: bool) -> None:
         """Make both models and trace them, the port against the reference."""
+        if isinstance(port, str | Path) and not str(port).endswith(".onnx"):
+            raise UserError(f"a recorded trace can only be the reference: exchange the two ({port})")
         self.say("trace the reference")
         exported = any(str(side).endswith(".onnx") for side in (reference, port))
         first = make_model(reference, [inputs], None, losses[0], exact, not exported)
@@ -225,7 +227,7 @@ class Comparison:
             self.rounded()
         for side in (self.reference, self.port):
             result.notes += [f"{side.framework}: {note}" for note in side.notes]
-        unbound = [name for name in self.binding.unbound]
+        unbound = list(self.binding.unbound)
         if unbound:
             some = ", ".join(unbound[:4]) + (f" and {len(unbound) - 4} more" if len(unbound) > 4 else "")
             result.notes.append(f"not bound to the reference's weights, keeps its own numbers: {some}")
@@ -337,8 +339,9 @@ class Comparison:
         region = alignment.region(True, [j for _, _, j, _ in bad])
         start = region.entries[0] if region.entries else bad[0][2]
         place = self.place(self.port, self.port.nodes[start])
+        start = "; ".join(place.lines()[:2])
         self.result.notes.append(
-            f"{what}{bad[0][0]} is equal within float32's rounding only; it starts at {'; '.join(place.lines()[:2])}"
+            f"{what}{bad[0][0]} is equal within float32's rounding only; it starts at {start}"
         )
 
     def unify(self) -> dict[int, np.ndarray]:
@@ -358,9 +361,14 @@ class Comparison:
             value = self.port.values.get(node.id)
             if changed & set(node.inputs):
                 changed.add(node.id)
-            elif node.weighted or node.fingerprint is None or value is None or node.dtype[0] not in "fc":
-                continue
-            elif alignment.matches[True].get(node.id) or node.id in changed:
+            elif (
+                node.weighted
+                or node.fingerprint is None
+                or value is None
+                or node.dtype[0] not in "fc"
+                or alignment.matches[True].get(node.id)
+                or node.id in changed
+            ):
                 continue
             else:
                 for table in tables:
@@ -372,9 +380,8 @@ class Comparison:
                             break
         if found:
             places = {f"{Path(f).name}:{n}" for i in found for f, n in self.port.nodes[i].sources[:1]}
-            self.result.notes.append(
-                f"constants rounded to float32 are taken from the reference: {', '.join(sorted(places)) or 'no line'}"
-            )
+            where = ", ".join(sorted(places)) or "no line of yours"
+            self.result.notes.append(f"constants rounded to float32 are taken from the reference: {where}")
         return found
 
     def describe(self, finding: Finding, words: str) -> Difference:
@@ -407,9 +414,12 @@ class Comparison:
                 takes.append(other.sources[0])
             elif other.image or other.kind == "constant" or not other.data:
                 todo += other.inputs
-        module = node.module or next((_owner(trace.nodes[i]) for i in node.inputs if trace.nodes[i].image), "")
+        module = node.module or next(
+            (_owner(trace.nodes[i]) for i in node.inputs if trace.nodes[i].image), ""
+        )
         op = node.params.get("within") or node.op
-        return Place(str(op), module, node.shape, node.sources, tuple(takes[:3]))
+        sources = (*node.sources, *takes[:3])
+        return Place(str(op), module, node.shape, sources, len(node.sources))
 
     def state(self) -> None:
         """Compare what the pass left in running statistics and other variables."""
@@ -440,9 +450,10 @@ class Comparison:
         found = []
         for name, t, j in pairs:
             a, b = self.reference.values.get(t), self.port.values.get(j)
-            if a is not None and b is not None and a.size == b.size:
-                if same_order(a, b, EXACT) is None:
-                    found.append((name, t, j, max(_distance(a, b), 2 * NEAR)))
+            if a is None or b is None or a.size != b.size:
+                continue
+            if same_order(a, b, EXACT) is None:
+                found.append((name, t, j, max(_distance(a, b), 2 * NEAR)))
         return found
 
     def loss(self) -> None:
@@ -508,7 +519,10 @@ def _is_same(a: Difference, b: Difference) -> bool:
     """Whether two differences are one fault at several calls: the same line and the same cause."""
     if a.port is None or b.port is None or a.kind != b.kind or a.cause != b.cause:
         return False
-    lines = [p.sources[:1] for p in (a.port, b.port)], [p.sources[:1] for p in (a.reference, b.reference) if p]
+    lines = (
+        [p.sources[:1] for p in (a.port, b.port)],
+        [p.sources[:1] for p in (a.reference, b.reference) if p],
+    )
     return bool(lines[0][0]) and lines[0][0] == lines[0][1] and a.port.op == b.port.op
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lockstep.result import Difference, Place
+from lockstep.result import Difference
 from lockstep.trace import Gradients, Leaf, Trace
 from lockstep.values import EXACT, same_order
 
@@ -104,10 +104,15 @@ def _parted(comparison: "Comparison", leaf: Leaf, other: Gradients, want: np.nda
         ids = numbers[mine.start : mine.stop]
         part = other.weights[mine.start : mine.stop]
         inside = (ids >= leaf.start) & (ids < leaf.stop)
-        if inside.any() and not np.isnan(part).any():
-            if np.abs(part[inside] - want[ids[inside] - leaf.start]).max() > EXACT * scale:
-                names.append(mine.name)
-    return f"the reference shares it; the port has separate parameters: {', '.join(names)}" if len(names) > 1 else ""
+        if not inside.any() or np.isnan(part).any():
+            continue
+        if np.abs(part[inside] - want[ids[inside] - leaf.start]).max() > EXACT * scale:
+            names.append(mine.name)
+    return (
+        f"the reference shares it; the port has separate parameters: {', '.join(names)}"
+        if len(names) > 1
+        else ""
+    )
 
 
 def _describe(
@@ -117,7 +122,7 @@ def _describe(
     weights: np.ndarray,
     factors: Mapping[str, np.ndarray],
 ) -> Difference:
-    """The difference nearest to the outputs: the fault is behind it, and its gradient is the first wrong one."""
+    """The difference nearest to the outputs: its gradient is the first wrong one on the way back."""
     reference, port = comparison.reference, comparison.port
     used = {s.name: s.node for s in reference.sites}
     leaf, distance, words = max(far, key=lambda item: (bool(item[2]), used.get(item[0].name, -1)))
@@ -160,4 +165,6 @@ def _padding(comparison: "Comparison", leaf: Leaf, mine: Gradients) -> str:
     grad = np.nan_to_num(mine.weights[leaf.start : leaf.stop]).reshape(leaf.shape)
     empty = np.flatnonzero(~grad.any(1))
     row = comparison.reference.padding.get(leaf.name)
-    return f"padding_idx={row}: the reference gives row {row} no gradient, the port does" if row in empty else ""
+    return (
+        f"padding_idx={row}: the reference gives row {row} no gradient, the port does" if row in empty else ""
+    )

@@ -1,4 +1,4 @@
-"""Where two models part: the first operations that differ on equal operands, and where to go on behind them."""
+"""Where two models part: the first operations that differ on equal operands, and where to go on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -60,6 +60,8 @@ def locate(comparison: "Comparison", outputs: list[tuple[int, int]]) -> Finding:
     for trace, region, node in zip((reference, port), regions, repaired or (None, None), strict=True):
         behind = ancestors(trace.nodes, node) if node is not None else region.nodes
         mine = [e for e in region.entries if e in behind]
+        if node is not None and node not in region.nodes:  # what takes a value as the other side does not
+            mine = [e for e in region.entries if node in trace.nodes[e].inputs] or region.entries
         starts.append(mine[0] if mine else (node if node is not None else region.entries[0]))
     t, j = starts
     kind, words = _kind(alignment, regions, t, j)
@@ -71,11 +73,17 @@ def locate(comparison: "Comparison", outputs: list[tuple[int, int]]) -> Finding:
 
 
 def _repair(
-    comparison: "Comparison", alignment: Alignment, regions: tuple[Region, Region], outputs: list[tuple[int, int]]
+    comparison: "Comparison",
+    alignment: Alignment,
+    regions: tuple[Region, Region],
+    outputs: list[tuple[int, int]],
 ) -> tuple[tuple[int, int] | None, dict[int, np.ndarray]]:
-    """The pair of nodes with which most of the reference's values match again, once the port has its value."""
+    """The pair of nodes with which most values match again, once the port has the reference's."""
     reference, port = comparison.reference, comparison.port
-    model, wrong = comparison.models[1], [n for n in sorted(regions[1].nodes) if port.nodes[n].fingerprint is not None]
+    model, wrong = (
+        comparison.models[1],
+        [n for n in sorted(regions[1].nodes) if port.nodes[n].fingerprint is not None],
+    )
     theirs = {id_: reference.nodes[id_].fingerprint for id_ in regions[0].nodes}
     goals = np.stack([f for f in theirs.values() if f is not None] or [np.full(9, np.nan)])
     best: tuple[float, tuple[int, int] | None, dict[int, np.ndarray]] = (0, None, {})
@@ -116,16 +124,21 @@ def _candidates(
         [ways_out(trace.nodes, region.nodes, start)[:LENGTH] for start in region.entries[:STARTS]]
         for trace, region in zip((reference, port), regions, strict=True)
     ]
+    for trace, region, some in zip((reference, port), regions, ways, strict=True):
+        taken = dict.fromkeys(i for start in region.entries[:STARTS] for i in trace.nodes[start].inputs)
+        some += [[i] for i in taken if not trace.nodes[i].image][:STARTS]  # an operation that one side lacks
     found: dict[tuple[int, int], tuple[float, np.ndarray]] = {}
+    inside = [region.nodes for region in regions]
     for mine in ways[0]:
         for theirs in ways[1]:
             for a, t in enumerate(mine):
                 for b, j in enumerate(theirs):
-                    if (t, j) in found:
+                    if (t, j) in found or (t not in inside[0] and j not in inside[1]):
                         continue
                     fitted = _fitted(reference.values.get(t), port.values.get(j))
                     if fitted is not None:
-                        score = 0.3 * (a + b) - 6 * fitted[0] ** 4 - (2 if (t, j) in bound else 0)
+                        lacks = t not in inside[0] or j not in inside[1]
+                        score = 0.3 * (a + b) + lacks - 6 * fitted[0] ** 4 - (2 if (t, j) in bound else 0)
                         found[t, j] = (score, fitted[1])
     order = sorted(found, key=lambda pair: found[pair][0])[:TRIALS]
     for t, j in order:
@@ -133,14 +146,18 @@ def _candidates(
 
 
 def _fitted(a: np.ndarray | None, b: np.ndarray | None) -> tuple[float, np.ndarray] | None:
-    """How alike two values are, from 0 to 1, and the first as the second is arranged; None: they do not fit."""
+    """How alike two values are, from 0 to 1, and the first arranged as the second; None: they do not fit."""
     if a is None or b is None or a.dtype.kind not in "fc" or b.dtype.kind not in "fc":
         return None
     if a.size != b.size:
         small, other = np.squeeze(shrink(a)), np.squeeze(shrink(b))
         if small.size != other.size or small.size < 2:
             return None
-        axes = [n for n in range(b.ndim) if b.shape[n] > 1 and not np.array_equal(b, np.broadcast_to(b.take([0], n), b.shape))]
+        axes = [
+            n
+            for n in range(b.ndim)
+            if b.shape[n] > 1 and not np.array_equal(b, np.broadcast_to(b.take([0], n), b.shape))
+        ]
         shape = tuple(b.shape[n] if n in axes else 1 for n in range(b.ndim))
         fitted = _fitted(small, other)
         return None if fitted is None else (fitted[0], np.broadcast_to(fitted[1].reshape(shape), b.shape))
@@ -175,14 +192,17 @@ def _kind(alignment: Alignment, regions: tuple[Region, Region], t: int, j: int) 
         which = narrow[1] or narrow[0]
         side = "the port" if narrow[1] else "the reference"
         return "precision", f"{side} computes in {which}"
-    if alignment.matches[False].get(t) or alignment.matches[True].get(j):
+    moved = t in regions[0].nodes and alignment.matches[False].get(t)
+    if moved or (j in regions[1].nodes and alignment.matches[True].get(j)):
         return "order", "the same numbers, arranged otherwise"
     words = _wiring(alignment, reference[t], port[j])
     return ("wiring", words) if words else ("values", "")
 
 
 def _narrow(nodes: list[Node], region: Region) -> str:
-    return next((str(nodes[n].params["rounded"]) for n in sorted(region.nodes) if "rounded" in nodes[n].params), "")
+    return next(
+        (str(nodes[n].params["rounded"]) for n in sorted(region.nodes) if "rounded" in nodes[n].params), ""
+    )
 
 
 def _wiring(alignment: Alignment, mine: Node, theirs: Node) -> str:

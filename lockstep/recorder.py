@@ -220,7 +220,7 @@ class Recorder:
                 self.trace.values[node.id] = np.asarray(array)
         node.data = kind == "input" or any(nodes[i].data for i in inputs)
         floats = array is not None and array.dtype.kind in "fc"
-        node.weighted = kind in ("parameter", "input") and floats or any(nodes[i].weighted for i in inputs)
+        node.weighted = (kind in ("parameter", "input") and floats) or any(nodes[i].weighted for i in inputs)
         nodes.append(node)
         return node
 

@@ -38,8 +38,8 @@ class Place:
     op: str
     module: str = ""
     shape: tuple[int, ...] = ()
-    sources: tuple[Source, ...] = ()  # innermost first
-    takes: tuple[Source, ...] = ()  # lines on which its operands were made, where they are others
+    sources: tuple[Source, ...] = ()  # innermost first; then lines on which operands were made
+    depth: int = 3  # how many of them are the operation's own
 
     def to_json(self) -> dict[str, Any]:
         """Files without folders, so that it says the same on every machine."""
@@ -47,7 +47,7 @@ class Place:
             "op": self.op,
             "module": self.module,
             "shape": list(self.shape),
-            "sources": [[PurePath(file).name, line] for file, line in (*self.sources, *self.takes)],
+            "sources": [[PurePath(file).name, line] for file, line in self.sources],
         }
 
     def lines(self) -> list[str]:
@@ -56,8 +56,9 @@ class Place:
             filter(None, [self.op, f"of {self.module}" if self.module else "", _shape(self.shape)])
         )
         found = [what]
-        shown = [("<- " if i else "", line) for i, line in enumerate(self.sources[:3])]
-        for arrow, (file, number) in [*shown, *(("takes ", line) for line in self.takes)]:
+        own, operands = self.sources[: self.depth][:3], self.sources[self.depth :]
+        shown = [("<- " if i else "", line) for i, line in enumerate(own)]
+        for arrow, (file, number) in [*shown, *(("takes ", line) for line in operands)]:
             text = linecache.getline(file, number).strip()
             found.append(f"{arrow}{PurePath(file).name}:{number}" + (f": {text}" if text else ""))
         return found

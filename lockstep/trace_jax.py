@@ -350,7 +350,11 @@ class Interpreter:
                 found.append(Operand(jnp.stack(values)))
                 continue
             array = np.stack(values) if column else np.zeros(var.aval.shape)
-            ids = [np.stack([o.ids for o in column])] if column and all(o.ids is not None for o in column) else None
+            ids = (
+                [np.stack([o.ids for o in column])]
+                if column and all(o.ids is not None for o in column)
+                else None
+            )
             made = recorder.record("scan stack", column, [array], moves=True, ids=ids, sources=sources)
             self._keep(column, made, lambda values, _: [np.stack(values)], lambda values: [jnp.stack(values)])
             found += made
@@ -401,7 +405,9 @@ def _dtype(var: Any) -> np.dtype | None:
 def _module(eqn: Any) -> str:
     """The module's path, where the library names its scopes."""
     words = [w for w in str(eqn.source_info.name_stack).split("/") if w and "(" not in w]
-    return "/".join(w for w in words if w not in ("checkpoint", "rematted_computation", "while", "body", "closed_call"))
+    return "/".join(
+        w for w in words if w not in ("checkpoint", "rematted_computation", "while", "body", "closed_call")
+    )
 
 
 def _column_axes(name: str, params: dict[str, Any], operands: list[Operand]) -> tuple[int, ...] | None:
@@ -460,7 +466,9 @@ class JaxModel:
             except Exception as error:
                 problems.append(error)
         first = problems[0]
-        raise UserError(f"the JAX model cannot take these inputs: {explain(first)}{_own_line(first)}") from first
+        raise UserError(
+            f"the JAX model cannot take these inputs: {explain(first)}{_own_line(first)}"
+        ) from first
 
     def _prepare(self, args: tuple, kwargs: dict) -> None:
         """Make the jaxpr: in float64, or in the model's own types if it insists on them."""
@@ -515,7 +523,10 @@ class JaxModel:
         recorder = Recorder("JAX", reference, weights, replace)
         interpreter = Interpreter(recorder, self)
         adapter = self.adapter
-        arrays = {n: x if is_key(x) else widen(np.asarray(x)) for n, x in zip(adapter.names, self.leaves, strict=True)}
+        arrays = {
+            n: x if is_key(x) else widen(np.asarray(x))
+            for n, x in zip(adapter.names, self.leaves, strict=True)
+        }
         with jax.enable_x64(True), _on_cpu():
             made = iter(
                 recorder.leaves(
@@ -535,7 +546,9 @@ class JaxModel:
                 recorder.value(operand)
                 trace.outputs[label] = self._node(recorder, operand)
             after = {name: self._node(recorder, operand) for name, operand in found["state"].items()}
-            trace.state = {name: node for name, node in after.items() if trace.nodes[node].kind != "parameter"}
+            trace.state = {
+                name: node for name, node in after.items() if trace.nodes[node].kind != "parameter"
+            }
             if self.loss is not None:
                 trace.loss = self._node(recorder, found["loss"])
         if not trace.outputs:
@@ -624,7 +637,10 @@ class JaxModel:
 
         with jax.enable_x64(True), _on_cpu():
             parts = [weights[leaf.start : leaf.stop].reshape(leaf.shape) for leaf in trace.leaves]
-            real = [x if np.iscomplexobj(trace.values.get(leaf.node, x)) else x.real for x, leaf in zip(parts, trace.leaves, strict=True)]  # fmt: skip
+            real = [
+                x if np.iscomplexobj(trace.values.get(leaf.node, x)) else x.real
+                for x, leaf in zip(parts, trace.leaves, strict=True)
+            ]
             loss, grads = jax.value_and_grad(objective)([jnp.asarray(x) for x in real])
         found = [
             np.asarray(g).ravel().conj() if leaf.trainable else np.full(np.size(g), np.nan)
@@ -659,7 +675,9 @@ class _fixed_draws:
 
         def fixed(fill: Any) -> Callable[..., Any]:
             def draw(key: Any, *args: Any, shape: Any = None, dtype: Any = None, **_: Any) -> Any:
-                sizes = shape if shape is not None else next((a for a in args if isinstance(a, tuple | list)), ())
+                sizes = (
+                    shape if shape is not None else next((a for a in args if isinstance(a, tuple | list)), ())
+                )
                 return jnp.full(sizes, fill, dtype)
 
             return draw

@@ -35,8 +35,9 @@ DECOMPOSED = get_decompositions(
         aten._log_softmax, aten.gelu, aten.silu, aten.hardswish, aten.hardsigmoid, aten.softplus,
         aten.leaky_relu, aten.std, aten.var, aten.nll_loss_forward, aten.masked_fill, aten.addcmul,
         aten._fused_rms_norm, aten.rms_norm, aten.addmv, aten._weight_norm_interface, aten.mish, aten.elu,
-        aten.log_sigmoid_forward, aten.linalg_vector_norm, aten.mse_loss, aten.smooth_l1_loss, aten.huber_loss,
-        aten.binary_cross_entropy, aten.glu, aten.hardtanh, aten.addcdiv, aten.baddbmm, aten.lerp,
+        aten.log_sigmoid_forward, aten.linalg_vector_norm, aten.mse_loss, aten.smooth_l1_loss,
+        aten.huber_loss, aten.binary_cross_entropy, aten.glu, aten.hardtanh, aten.addcdiv,
+        aten.baddbmm, aten.lerp,
     ]
 )  # fmt: skip
 MOVES = {
@@ -52,7 +53,7 @@ READS = ("_local_scalar_dense", "is_same_size", "equal", "sym_size", "is_nonzero
 DRAWS = {  # random numbers become this number, in every framework
     "bernoulli": 1.0, "bernoulli_": 1.0, "rand": 0.5, "rand_like": 0.5, "randn": 0.5, "randn_like": 0.5,
 }  # fmt: skip
-LIBRARIES = tuple(str(Path(p).parent) + "/" for p in (torch.__file__, __file__)) + ("<frozen", "<string>")
+LIBRARIES = (*tuple(str(Path(p).parent) + "/" for p in (torch.__file__, __file__)), "<frozen", "<string>")
 STIR = 0.1  # how far constant parameters are moved, so that a zero or one hides nothing
 
 
@@ -200,7 +201,7 @@ class Tracer(Lift):
         if (
             not mutable
             and any(o.ids is not None for o in operands)
-            and (not moves or name in JOINS and ids is None)
+            and (not moves or (name in JOINS and ids is None))
         ):
             self._use(name, args, operands)
             if recorder.binder or recorder.given is not None:
@@ -218,8 +219,11 @@ class Tracer(Lift):
         columns = None
         if moves and not mutable and len(operands) == 1 and operands[0].columns is not None:
             columns = _moved_ids(func, name, args, kwargs, operands, "columns")
-        made = self._record(name, tensors, outs, moves=moves, ids=None if mutable else ids, columns=columns,
-                            column_axes=_column_axes(name, args, outs[0]), params=_settings(func, args, kwargs))  # fmt: skip
+        axes, settings = _column_axes(name, args, outs[0]), _settings(func, args, kwargs)
+        ids = None if mutable else ids
+        made = self._record(
+            name, tensors, outs, moves=moves, ids=ids, columns=columns, column_axes=axes, params=settings
+        )
         if mutable:
             self._alias(name, outs[0], made[0])
         return out
@@ -358,7 +362,9 @@ class TorchModel:
 
     framework = "PyTorch"
 
-    def __init__(self, module: torch.nn.Module, args: tuple, kwargs: dict, loss: Any = None, stir: bool = True):
+    def __init__(
+        self, module: torch.nn.Module, args: tuple, kwargs: dict, loss: Any = None, stir: bool = True
+    ):
         self.original, self.args, self.kwargs, self.loss = module, args, kwargs, loss
         floats = [p for p in module.parameters() if p.is_floating_point()]
         self.narrowest = min((p.element_size() for p in floats), default=4)
@@ -453,7 +459,7 @@ class TorchModel:
             if loss.requires_grad:
                 loss.backward()
         found = []
-        for name, tensor in _tensors(module):
+        for _name, tensor in _tensors(module):
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 continue
             missing = 0.0 if tensor.requires_grad else np.nan
@@ -520,7 +526,7 @@ class _Draw(TorchDispatchMode):
         return Lift.draw(self, func.overloadpacket.__name__, args, kwargs, func(*args, **kwargs))  # type: ignore
 
 
-class _plain_kernels:  # noqa: N801
+class _plain_kernels:
     """No fast path, attention in its mathematical form, constants in a given type."""
 
     def __init__(self, dtype: torch.dtype = torch.float64):

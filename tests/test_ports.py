@@ -2,11 +2,10 @@
 
 import pytest
 
-from tests.ports import CASES
+from tests.ports import CASES, RIGHT
 from tests.ports.__main__ import compare, count, judge
 
 pytestmark = [pytest.mark.slow, pytest.mark.subprocess]
-RIGHT = list({(case.port, *case.variables.items()): case for case in CASES}.values())
 
 
 @pytest.mark.parametrize("case", RIGHT, ids=str)

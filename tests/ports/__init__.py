@@ -102,3 +102,5 @@ CASES = (
     ),
     Case("weight_norm", cause="norm|ax[ei]s|output"),
 )
+
+RIGHT = tuple({(case.port, *case.variables.items()): case for case in CASES}.values())  # each right form once
