@@ -1,13 +1,20 @@
-"""``python -m lockstep pair.py`` compares two models; without a file, the project's two trainers."""
+"""Compare two models (``python -m lockstep pair.py``) or, without a file, the project's two trainers."""
 
 import sys
 
 from lockstep import pair
 
-words = sys.argv[1:]
-if words[:1] == ["record"] or any(word.endswith(".py") for word in words) or (words and words[0][0] != "-"):
-    sys.exit(pair.main(words))
 
-from lockstep import twins  # noqa: E402  what follows needs the rest of the project
+def main(words: list[str]) -> None:
+    """Run the program that the command line asks for."""
+    own = words[:1] == ["record"] or any(word.endswith(".py") for word in words)
+    if own or (words and not words[0].startswith("-")):
+        sys.exit(pair.main(words))
 
-twins.run()
+    from lockstep import twins  # here: it needs the rest of the project
+
+    twins.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

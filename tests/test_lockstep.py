@@ -8,8 +8,8 @@ import pytest
 import jax_impl.train
 import torch_impl.train
 from lockstep import figure, runs
-from lockstep.__main__ import LockstepOptions, main
 from lockstep.runs import Comparison, run_lockstep, summarise
+from lockstep.twins import LockstepOptions, main
 from recipe import data, record
 from recipe.console import UserError
 from recipe.networks import get_network

@@ -59,11 +59,15 @@ IMPORTS = {
     "recipe": set(),
     "torch_impl": {"recipe"},
     "jax_impl": {"recipe"},
-    "lockstep": {"recipe"},  # its command hands in the trainers
+    "lockstep": set(),
     "export": {"recipe", "torch_impl", "jax_impl"},
     "benchmarks": {"recipe", "torch_impl", "jax_impl", "lockstep", "export"},
 }
-COMMANDS = {"lockstep/__main__.py": {"torch_impl", "jax_impl", "benchmarks"}}  # it writes to the record
+COMMANDS = {  # the comparison of the project's own trainers; that of models stands alone
+    "lockstep/twins.py": {"recipe", "torch_impl", "jax_impl", "benchmarks"},  # it writes to the record
+    "lockstep/runs.py": {"recipe"},
+    "lockstep/figure.py": {"recipe"},
+}
 TORCH, JAX = {"torch", "torchvision"}, {"jax", "flax", "optax", "tensorflow_datasets"}
 FRAMEWORKS = {"recipe": set(), "torch_impl": TORCH, "jax_impl": JAX}
 

@@ -1,8 +1,7 @@
 """Optimizers and schedules that PyTorch and Optax both have: what makes them equal, and to which step.
 
 Both sides minimise the same noisy quadratic in float64. Each entry has PyTorch's optimizer, Optax's by the
-same name with the same learning rate and all else as it comes, and the form of Optax's that is equal, if there
-is one.
+same name with the same learning rate and all else as it comes, and the form of Optax's that is equal, if any.
 """
 
 import warnings

@@ -133,7 +133,7 @@ def _both(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 Inputs = Callable[[np.random.Generator], dict[str, np.ndarray]]
 
-# Family: inputs, configuration, and of each pair the class (Flax's has "Flax" before it) and its own settings.
+# Family: inputs, configuration, and of each pair the class (Flax's has Flax before it) and its own settings.
 FAMILIES: dict[str, tuple[Inputs, dict[str, Any], dict[str, tuple[str, dict[str, Any]]]]] = {
     "Bert": (
         _text,
