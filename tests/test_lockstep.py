@@ -7,10 +7,11 @@ import pytest
 
 import jax_impl.train
 import torch_impl.train
+from benchmarks import record
 from lockstep import figure, runs
 from lockstep.runs import Comparison, run_lockstep, summarise
 from lockstep.twins import LockstepOptions, main
-from recipe import data, record
+from recipe import data
 from recipe.console import UserError
 from recipe.networks import get_network
 from recipe.recipes import get_recipe
