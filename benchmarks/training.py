@@ -356,8 +356,8 @@ STEPS = (
 TIME = (
     "network | processor | | schedule, epochs | runs that get there | after epochs, mean "
     "| seconds of training, mean | lowest to highest",
-    "`{network}` | {processor} | {label} | {schedule} | {reached} of {seeds} | {epochs:.1f} | **{seconds:.1f}** "
-    "| {seconds_low:.1f} to {seconds_high:.1f}",
+    "`{network}` | {processor} | {label} | {schedule} | {reached} of {seeds} | {epochs:.1f} "
+    "| **{seconds:.1f}** | {seconds_low:.1f} to {seconds_high:.1f}",
 )
 
 

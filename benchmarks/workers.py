@@ -125,7 +125,7 @@ def _serve(
             began = time.perf_counter()
             result = getattr(made, method)(*arguments)
             connection.send((time.perf_counter() - began, result))
-    except EOFError:  # the parent is gone
+    except (EOFError, BrokenPipeError):  # the parent is gone
         return
     except Exception as error:
         connection.send(explain(error))
