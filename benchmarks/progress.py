@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from recipe import console
 
 
@@ -26,7 +28,7 @@ def show_progress(total: int) -> Iterator[Callable[[str], None]]:
             nonlocal done, last
             done, before, last = done + 1, last, time.monotonic()
             bar.update(task, advance=1, description=what)
-            left = round((total - done) * (last - before) / 60)
+            left = int(np.ceil((total - done) * (last - before) / 60))
             if done <= 2 or (bar.disable and 10 * (done - 1) // total < 10 * done // total):
                 console.show_line(f"{what}; {done} of {total}, about {left} min left")
 

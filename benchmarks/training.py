@@ -354,10 +354,10 @@ STEPS = (
     "| {compile_s:.0f}",
 )
 TIME = (
-    "network | | schedule, epochs | runs that get there | after epochs, mean "
+    "network | processor | | schedule, epochs | runs that get there | after epochs, mean "
     "| seconds of training, mean | lowest to highest",
-    "`{network}` | {label} | {schedule} | {reached} of {seeds} | {epochs:.1f} | **{seconds:.1f}** "
-    "| {seconds_low:.1f} to {seconds_high:.1f}",
+    "`{network}` | {processor} | {label} | {schedule} | {reached} of {seeds} | {epochs:.1f} "
+    "| **{seconds:.1f}** | {seconds_low:.1f} to {seconds_high:.1f}",
 )
 
 
@@ -373,7 +373,8 @@ def describe(row: Row) -> Row:
         if row.get("speedup")
         else None
     )
-    return {"speedup": None, "gain": gain, "label": label(row["contender"], row["precision"])} | row
+    shown = {"speedup": None, "gain": gain, "processor": row["device"]}
+    return shown | {"label": label(row["contender"], row["precision"])} | row
 
 
 def recorded(*keys: str, **where: Any) -> list[Row]:

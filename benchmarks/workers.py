@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from math import prod
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from types import MappingProxyType
 from typing import Any
@@ -55,6 +56,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")  # JAX's threads would not survive a fork
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make, arguments, cores))
+        resource_tracker.ensure_running()  # it would unblock Ctrl-C after the next line
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for us, who end the process
         try:
             with mock.patch.dict(os.environ, environment):  # libraries read it when they are imported
@@ -123,7 +125,7 @@ def _serve(
             began = time.perf_counter()
             result = getattr(made, method)(*arguments)
             connection.send((time.perf_counter() - began, result))
-    except EOFError:  # the parent is gone
+    except (EOFError, BrokenPipeError):  # the parent is gone
         return
     except Exception as error:
         connection.send(explain(error))

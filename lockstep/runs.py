@@ -14,7 +14,7 @@ import numpy as np
 from recipe.checkpoint import Tensors, initial_tensors
 from recipe.networks import Network
 from recipe.plan import make_plans
-from recipe.recipes import Recipe
+from recipe.recipes import Precision, Recipe
 from recipe.run import Trainer
 
 KINDS = ("gradient", "parameter", "momentum", "statistic", "average")
@@ -109,7 +109,7 @@ def run_lockstep(
     steps: int,
     *,
     seed: int = 0,
-    precision: str = "float64",
+    precision: Precision = "float64",
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[np.ndarray, dict[str, Comparison]]:
     """Train side by side, one step at a time, from the same initial weights and by the same plan.

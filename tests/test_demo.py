@@ -27,7 +27,7 @@ ENTRIES = json.loads(LIST.read_text())["models"] if LIST.exists() else []
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 DESK = {"viewport": {"width": 1180, "height": 900}}
 
-SHARE = 0.95  # of drawn digits
+SHARE = 0.95  # of 200 drawn digits 196 were read; three standard errors less
 NONE = "\N{EN DASH}"  # what the page shows for an empty canvas
 
 
