@@ -50,7 +50,7 @@ CASES = (
     Case("clipping", "limit", r"clip.*0\.02|0\.02.*clip", ("parameter",), by_cause=True),
     Case("clipping", "epsilon", "clip.*(1e-0?6|epsilon)", ("parameter",), by_cause=True),
     Case("dataclasses_out", "before the norm", "norm"),
-    Case("dataclasses_out", "missing", "hidden|output", ("missing",), by_cause=True),
+    Case("dataclasses_out", "missing", "hidden|output", ("missing",)),
     Case("decoder", cause=MASK),
     Case("dit", cause="exchang|swap|other", kinds=("wiring", "values")),
     Case("dit", cause="exchang|swap|other", kinds=("wiring", "values"), variables={"REMAT": False}),
