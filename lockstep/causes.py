@@ -292,7 +292,8 @@ def _alike(a: float, b: float) -> bool:
 
 def _numbers(node: Node) -> list[float]:
     found = [*node.params.get("literals", ()), *node.params.values()]
-    return [float(v) for v in found if isinstance(v, int | float) and not isinstance(v, bool) and v]
+    numbers = [v for v in found if isinstance(v, int | float) and not isinstance(v, bool)]
+    return [float(v) for v in numbers if v and math.isfinite(v)]
 
 
 def _meaning(case: Case, node: Node, number: float) -> str:
@@ -485,7 +486,7 @@ def _changes(case: Case, node: Node, x: Array) -> Iterator[tuple[str, Callable[[
             yield f"the reference multiplies {what} by {word}", lambda x, f=factor: x * f
     behind = sorted(ancestors(case.reference.nodes, case.t) & case.regions[0].nodes)
     for number in dict.fromkeys(v for i in behind for v in _numbers(case.reference.nodes[i])):
-        if number not in (0.0, 1.0):
+        if number not in (0.0, 1.0) and math.isfinite(number):
             n = round(number / (number - 1))
             if n > 1 and abs(n / (n - 1) - number) < 1e-12:
                 yield (
