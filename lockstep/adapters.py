@@ -127,8 +127,11 @@ def describe(model: Any) -> str:
 
 
 def _name(path: tuple) -> str:
-    parts = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
-    return "/".join(part for part in parts if part not in ("value", "raw_value")) or "params"
+    if path and getattr(path[-1], "name", "") in ("value", "raw_value"):  # of an NNX variable
+        path = path[:-1]
+    return (
+        "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path) or "params"
+    )
 
 
 def is_array(x: Any) -> bool:

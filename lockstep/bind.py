@@ -54,6 +54,11 @@ def similarity(a: str, b: str) -> float:
     return score - 0.5 if statistics & {own, theirs} else score
 
 
+def _is_bias(name: str) -> bool | None:
+    own = parts(name)[1]
+    return own == "bias" if own else None
+
+
 class Binder:
     """Binds while the port runs; ``port.weights`` is filled with the reference's numbers."""
 
@@ -203,11 +208,11 @@ class Binder:
             node = reference.nodes[other.operand] if other.operand is not None else None
             if operand is not None and node is not None and _same_value(operand, node):
                 score += OPERAND
-            elif behind and not shared:
+            elif shared or {_is_bias(site.name), _is_bias(other.name)} == {True, False}:
+                continue
+            elif behind:
                 theirs_behind = self._comes_from("reference", other.operand)
                 score += UPSTREAM * len(behind & theirs_behind) / len(behind | theirs_behind)
-            elif shared:
-                continue
             found.append((score, -other.order, other))
         found.sort(key=lambda item: item[:2], reverse=True)
         return [other for _, _, other in found]

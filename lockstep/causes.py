@@ -17,6 +17,7 @@ import numpy as np
 from scipy import special
 
 from lockstep.align import Alignment, Region, ancestors, ways_out
+from lockstep.resize import name_resize
 from lockstep.settings import from_torch
 from lockstep.trace import Edit, Node, Trace
 from lockstep.values import (
@@ -141,6 +142,9 @@ def find_cause(
     comparison: "Comparison", alignment: Alignment, regions: tuple[Region, Region], finding: "Finding"
 ) -> None:
     """Fill the finding's cause, and its port's place where the cause tells it."""
+    if finding.kind == "precision":
+        finding.cause = finding.words
+        return
     ends = finding.repaired or _ends(comparison, finding)
     if ends is None or finding.reference is None or finding.port is None:
         return
@@ -167,9 +171,11 @@ def _dropout(case: Case) -> str:
     drawn = ("random", "bernoulli", "bernoulli_", "native_dropout")
     for port in (False, True):
         nodes = case.alignment.trace(port).nodes
-        around = {i for n in sorted(case.regions[port].nodes)[:NEARBY] for i in (n, *nodes[n].inputs)}
-        if any(nodes[k].op in drawn for i in around for k in (i, *nodes[i].inputs)):
-            return ": dropout"
+        for n in sorted(case.regions[port].nodes)[:NEARBY]:
+            noise = [i for i in nodes[n].inputs if not nodes[i].weighted]
+            if any(nodes[k].op in drawn for i in noise for k in ancestors(nodes, i)):
+                case.finding.kind = "setting"
+                return ": the rate of dropout, or one side has none"
     return ""
 
 
@@ -286,7 +292,8 @@ def _alike(a: float, b: float) -> bool:
 
 def _numbers(node: Node) -> list[float]:
     found = [*node.params.get("literals", ()), *node.params.values()]
-    return [float(v) for v in found if isinstance(v, int | float) and not isinstance(v, bool) and v]
+    numbers = [v for v in found if isinstance(v, int | float) and not isinstance(v, bool)]
+    return [float(v) for v in numbers if v and math.isfinite(v)]
 
 
 def _meaning(case: Case, node: Node, number: float) -> str:
@@ -479,7 +486,7 @@ def _changes(case: Case, node: Node, x: Array) -> Iterator[tuple[str, Callable[[
             yield f"the reference multiplies {what} by {word}", lambda x, f=factor: x * f
     behind = sorted(ancestors(case.reference.nodes, case.t) & case.regions[0].nodes)
     for number in dict.fromkeys(v for i in behind for v in _numbers(case.reference.nodes[i])):
-        if number not in (0.0, 1.0):
+        if number not in (0.0, 1.0) and math.isfinite(number):
             n = round(number / (number - 1))
             if n > 1 and abs(n / (n - 1) - number) < 1e-12:
                 yield (
@@ -517,6 +524,8 @@ def _by_relation(case: Case) -> str:
         if ratio.size and np.ptp(ratio.real) <= 1e-9 * abs(ratio[0]) and abs(ratio[0] - 1) > 1e-9:
             number = _count(case, float(ratio[0].real))
             return f"the reference's is {number} times the port's" if number else ""
+        if _counts_padding(case, ratio):
+            return "padded places count on one side only (count_include_pad)"
         for words, left in (("the port leaves out {}", x - y), ("only the port adds {}", y - x)):
             if name := _known(case, left, words.startswith("the port")):
                 return words.format(name)
@@ -528,6 +537,17 @@ def _by_relation(case: Case) -> str:
                 if name := _known(case, left, words.startswith("the port")):
                     return words.format(name)
     return ""
+
+
+def _counts_padding(case: Case, ratio: Array) -> bool:
+    """Whether two averages of windows differ by how many places each divides by."""
+    pools = [n for n in case.reference.nodes if "avg_pool" in n.op and n.id in case.regions[False].nodes]
+    if not pools or not ratio.size:
+        return False
+    sizes = pools[0].params.get("kernel_size", [0])
+    places = math.prod(sizes * 2 if len(sizes) == 1 else sizes)
+    counts = np.minimum(ratio, 1 / ratio) * places
+    return bool(np.abs(counts - np.round(counts)).max() < 1e-9 and np.unique(np.round(counts)).size > 1)
 
 
 def _related(case: Case) -> list[tuple[int, int]]:
@@ -608,55 +628,63 @@ def _known(case: Case, left: Array, reference: bool) -> str:
 
 
 def _by_reduction(case: Case) -> str:
-    """Both reduce or normalise the same value, over other axes or in another way."""
-    for pair in case.finding.before:
-        names = []
-        for port in (False, True):
-            trace = case.alignment.trace(port)
-            start = case.finding.port if port else case.finding.reference
-            ways = ways_out(trace.nodes, case.regions[port].nodes, start or 0)[:WAYS]
-            x = trace.values.get(pair[port])
-            ends = (trace.values.get(n) for n in dict.fromkeys([*ways, case.j if port else case.t]))
-            named = (_reduction(x, end) for end in ends if x is not None and end is not None)
-            names.append(next((name for name in named if name), ""))
-        if names[0] and names[1] and names[0] != names[1]:
-            return f"the reference computes {names[0]}, the port {names[1]}"
+    """Both reduce, normalise or resize the same value, over other axes or in another way."""
+    for t, j in case.finding.before:
+        x, y = case.reference.values.get(t), case.port.values.get(j)
+        if x is None or y is None or x.shape == () or x.dtype.kind != "f":
+            continue
+        order = next((p for p in permutations(x.shape, y.shape) if distance(x.transpose(p), y) <= NEAR), None)
+        if order is None:
+            continue
+        ends = [_ends_of(case, port) for port in (False, True)]
+        mine = _first_name(x, ends[0], tuple(range(x.ndim)))
+        theirs = _first_name(y, ends[1], order)
+        if mine and theirs and mine != theirs:
+            return f"the reference computes {mine}, the port {theirs}"
     return ""
 
 
-def _reduction(x: Array, value: Array) -> str:
-    """How a value follows from another by reduction, selection, softmax or normalisation; empty if not."""
-    if x.dtype.kind != "f" or x.ndim > 5 or x.size > 2**18:
+def _ends_of(case: Case, port: bool) -> list[Array]:
+    """Values behind the difference, the first ones first."""
+    trace = case.alignment.trace(port)
+    start = (case.finding.port if port else case.finding.reference) or 0
+    ways = ways_out(trace.nodes, case.regions[port].nodes, start)[:WAYS]
+    nodes = dict.fromkeys([*ways, case.j if port else case.t])
+    return [trace.values[n] for n in nodes if n in trace.values]
+
+
+def _first_name(x: Array, ends: list[Array], order: tuple[int, ...]) -> str:
+    """The first reduction that is known, its axes as the reference has them."""
+    return next((name for end in ends if (name := _reduction(x, end, order))), "")
+
+
+def _reduction(x: Array, value: Array, order: tuple[int, ...]) -> str:
+    """How a value follows from another by reduction, selection, softmax, normalisation or resizing."""
+    if x.dtype.kind != "f" or x.ndim > 5 or x.size > 2**18 or value.dtype.kind != "f":
         return ""
-    axes = range(x.ndim)
-    if value.size < x.size:
-        for count in range(1, x.ndim + 1):
-            for some in itertools.combinations(axes, count):
-                if x.size // math.prod(x.shape[a] for a in some) != value.size:
-                    continue
-                rest = tuple(n for a, n in enumerate(x.shape) if a not in some)
+    if value.ndim == x.ndim and value.shape != x.shape and (way := name_resize(x, value, EXACT)):
+        return f"a resize ({way})"
+    for count in range(1, x.ndim + 1):
+        for some in itertools.combinations([a for a in range(x.ndim) if x.shape[a] > 1], count):
+            axes = f"over axes {tuple(sorted(order[a] for a in some))}"
+            if value.size * math.prod(x.shape[a] for a in some) == x.size:
                 for name, reduce in REDUCTIONS.items():
-                    if distance(reduce(x, axis=some).ravel(), value.ravel()) <= EXACT and len(rest) >= 0:
-                        return f"{name} over axes {some}"
-                if count == 1:
-                    for word, index in (("the first", 0), ("the last", -1)):
-                        if distance(x.take(index, some[0]).ravel(), value.ravel()) <= EXACT:
-                            return f"{word} along axis {some[0]}"
-    elif value.shape == x.shape:
-        for axis in (a for a in axes if x.shape[a] > 1):
-            if distance(special.softmax(x, axis), value) <= EXACT:
-                return f"softmax over axis {axis}"
-            if distance(special.log_softmax(x, axis), value) <= EXACT:
-                return f"log_softmax over axis {axis}"
-        for count in range(1, x.ndim + 1):
-            for some in itertools.combinations(axes, count):
+                    if distance(reduce(x, axis=some).ravel(), value.ravel()) <= EXACT:
+                        return f"{name} {axes}"
+                for word, index in (("the first", 0), ("the last", -1)):
+                    if count == 1 and distance(x.take(index, some[0]).ravel(), value.ravel()) <= EXACT:
+                        return f"{word} along axis {order[some[0]]}"
+            elif value.shape == x.shape:
+                for name, function in (("softmax", special.softmax), ("log_softmax", special.log_softmax)):
+                    if distance(function(x, some), value) <= EXACT:
+                        return f"{name} {axes}"
                 centred = x - x.mean(some, keepdims=True)
-                spread = (centred**2).mean(some, keepdims=True)
                 for epsilon in (1e-5, 1e-6, 1e-3, 1e-12):
-                    if distance(centred / np.sqrt(spread + epsilon), value) <= EXACT:
-                        return f"a normalisation over axes {some}"
+                    root = np.sqrt((centred**2).mean(some, keepdims=True) + epsilon)
+                    if distance(centred / root, value) <= EXACT:
+                        return f"a normalisation {axes}"
                     if distance(x / np.sqrt((x**2).mean(some, keepdims=True) + epsilon), value) <= EXACT:
-                        return f"an RMS normalisation over axes {some}, without the mean"
+                        return f"an RMS normalisation {axes}, without subtracting the mean"
     return ""
 
 
@@ -712,6 +740,7 @@ def _flattened(case: Case, t: int, j: int, a: Array, b: Array) -> str:
         if x is None or x.size != b.size or not 2 < x.ndim < 7:
             continue
         for order in itertools.permutations(range(x.ndim)):
-            if distance(x.transpose(order).reshape(b.shape), b) <= NEAR:
+            moved = order != tuple(range(x.ndim))
+            if moved and distance(x.transpose(order).reshape(b.shape), b) <= NEAR:
                 return f"the reference merges {x.shape} in its order, the port in the order of axes {order}"
     return ""

@@ -158,6 +158,8 @@ class Comparison:
 
     def make(self, reference: Any, port: Any, inputs: tuple, other: Any, losses: Any, exact: bool) -> None:
         """Make both models and trace them, the port against the reference."""
+        if isinstance(port, str | Path) and not str(port).endswith(".onnx"):
+            raise UserError(f"a recorded trace can only be the reference: exchange the two ({port})")
         self.say("trace the reference")
         exported = any(str(side).endswith(".onnx") for side in (reference, port))
         first = make_model(reference, [inputs], None, losses[0], exact, not exported)

@@ -60,6 +60,8 @@ def locate(comparison: "Comparison", outputs: list[tuple[int, int]]) -> Finding:
     for trace, region, node in zip((reference, port), regions, repaired or (None, None), strict=True):
         behind = ancestors(trace.nodes, node) if node is not None else region.nodes
         mine = [e for e in region.entries if e in behind]
+        if node is not None and node not in region.nodes:  # what takes a value as the other side does not
+            mine = [e for e in region.entries if node in trace.nodes[e].inputs] or region.entries
         starts.append(mine[0] if mine else (node if node is not None else region.entries[0]))
     t, j = starts
     kind, words = _kind(alignment, regions, t, j)
@@ -190,7 +192,8 @@ def _kind(alignment: Alignment, regions: tuple[Region, Region], t: int, j: int) 
         which = narrow[1] or narrow[0]
         side = "the port" if narrow[1] else "the reference"
         return "precision", f"{side} computes in {which}"
-    if alignment.matches[False].get(t) or alignment.matches[True].get(j):
+    moved = t in regions[0].nodes and alignment.matches[False].get(t)
+    if moved or (j in regions[1].nodes and alignment.matches[True].get(j)):
         return "order", "the same numbers, arranged otherwise"
     words = _wiring(alignment, reference[t], port[j])
     return ("wiring", words) if words else ("values", "")
