@@ -150,6 +150,7 @@ def find_cause(
         return
     case = Case(comparison, alignment, regions, finding, *ends)
     for search in (
+        _by_absence,
         _by_settings,
         _by_wiring,
         _by_numbers,
@@ -159,8 +160,11 @@ def find_cause(
         _by_reduction,
         _by_order,
     ):
-        with np.errstate(all="ignore"):
-            cause = search(case)
+        try:
+            with np.errstate(all="ignore"):
+                cause = search(case)
+        except (ArithmeticError, IndexError, ValueError):  # values that a mistake was not meant for
+            continue
         if cause:
             finding.cause = cause + _dropout(case)
             return
@@ -336,6 +340,24 @@ def _epsilon_outside(case: Case) -> str:
 
 
 # --- functions ---
+
+
+def _by_absence(case: Case) -> str:
+    """One side uses a value as it is that the other side changes first."""
+    inside = case.t in case.regions[False].nodes, case.j in case.regions[True].nodes
+    mine, theirs = case.reference.values.get(case.t), case.port.values.get(case.j)
+    if inside == (True, True) or mine is None or theirs is None or theirs.dtype.kind != "f":
+        return ""
+    for name, function in FUNCTIONS.items():
+        if not inside[1] and case.is_reference(function(theirs)):
+            return f"the reference computes {name}, which the port leaves out"
+        fitted = _fit(mine, theirs)
+        if not inside[0] and fitted and distance(function(fitted[0]), fitted[1]) <= EXACT:
+            return f"the port computes {name}, which the reference does not"
+    for words, change in _changes(case, case.port.nodes[case.j], theirs) if not inside[1] else ():
+        if case.is_reference(np.asarray(change(theirs))):
+            return words
+    return ""
 
 
 def _by_functions(case: Case) -> str:

@@ -1,5 +1,6 @@
 """Trace a JAX model: its jaxpr, equation by equation, in float64; one tracer for every library."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -655,7 +656,8 @@ class JaxModel:
 
     def rounded(self, weights: np.ndarray) -> Rounded:
         """See `Model.rounded`; without the noise floor, which is the reference's."""
-        with jax.enable_x64(False), _on_cpu(), _fixed_draws():
+        with jax.enable_x64(False), _on_cpu(), _fixed_draws(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that float64, which the trace asked for, is float32 here
             leaves = [x if is_key(x) else _narrow(x) for x in self._leaves(weights)]
             dynamic = jax.tree.map(_narrow, self.dynamic)
             outputs = jax.jit(lambda a, b: self._run(a, b)["outputs"])(leaves, dynamic)
