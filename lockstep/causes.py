@@ -47,7 +47,7 @@ WORDS = {
     "pow": "the base or power",
     "select_n": "the mask's value",
 }
-BUDGET, OVERHEAD = 2e8, 1e5  # numbers that may be computed again for one cause; a try's own cost in them
+BUDGET, OVERHEAD = 1e8, 1e5  # numbers that each search may compute again; a try's own cost in them
 Array = np.ndarray
 
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
@@ -160,6 +160,7 @@ def find_cause(
         _by_reduction,
         _by_order,
     ):
+        case.spent = 0.0
         try:
             with np.errstate(all="ignore"):
                 cause = search(case)
