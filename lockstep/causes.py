@@ -760,7 +760,7 @@ def _flattened(case: Case, t: int, j: int, a: Array, b: Array) -> str:
     """Axes that are merged in another order than the reference's."""
     for i in case.reference.nodes[t].inputs:
         x = case.reference.values.get(i)
-        if x is None or x.size != b.size or not 2 < x.ndim < 7:
+        if x is None or x.size != b.size or not 2 < x.ndim < 7 or np.squeeze(b).ndim >= np.squeeze(x).ndim:
             continue
         for order in itertools.permutations(range(x.ndim)):
             moved = order != tuple(range(x.ndim))
