@@ -86,9 +86,8 @@ def line(found: Found) -> str:
     first = found.result.first
     what = "equal, with a note" if first is None else f"{first.kind}: {first.difference}".split(" of its")[0]
     cause = ("" if first is None else first.cause).replace("|", "\\|")
-    verdict = ("" if found.place else " (wrong place)") + (
-        "" if found.cause or not cause else " (wrong cause)"
-    )
+    verdict = "" if found.place else " (wrong place)"
+    verdict += "" if found.cause or not cause else " (wrong cause)"
     return f"| {found.pair} | {found.fault.replace('_', ' ')} | {what} | {cause or 'none named'}{verdict} |"
 
 
