@@ -47,7 +47,7 @@ WORDS = {
     "pow": "the base or power",
     "select_n": "the mask's value",
 }
-BUDGET, OVERHEAD = 2e8, 1e5  # numbers that may be computed again for one cause; a try's own cost in them
+BUDGET, OVERHEAD = 1e8, 1e5  # numbers that each search may compute again; a try's own cost in them
 Array = np.ndarray
 
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
@@ -150,6 +150,7 @@ def find_cause(
         return
     case = Case(comparison, alignment, regions, finding, *ends)
     for search in (
+        _by_absence,
         _by_settings,
         _by_wiring,
         _by_numbers,
@@ -159,8 +160,12 @@ def find_cause(
         _by_reduction,
         _by_order,
     ):
-        with np.errstate(all="ignore"):
-            cause = search(case)
+        case.spent = 0.0
+        try:
+            with np.errstate(all="ignore"):
+                cause = search(case)
+        except (ArithmeticError, IndexError, ValueError):  # values that a mistake was not meant for
+            continue
         if cause:
             finding.cause = cause + _dropout(case)
             return
@@ -292,7 +297,8 @@ def _alike(a: float, b: float) -> bool:
 
 def _numbers(node: Node) -> list[float]:
     found = [*node.params.get("literals", ()), *node.params.values()]
-    return [float(v) for v in found if isinstance(v, int | float) and not isinstance(v, bool) and v]
+    numbers = [v for v in found if isinstance(v, int | float) and not isinstance(v, bool)]
+    return [float(v) for v in numbers if v and math.isfinite(v)]
 
 
 def _meaning(case: Case, node: Node, number: float) -> str:
@@ -335,6 +341,24 @@ def _epsilon_outside(case: Case) -> str:
 
 
 # --- functions ---
+
+
+def _by_absence(case: Case) -> str:
+    """One side uses a value as it is that the other side changes first."""
+    inside = case.t in case.regions[False].nodes, case.j in case.regions[True].nodes
+    mine, theirs = case.reference.values.get(case.t), case.port.values.get(case.j)
+    if inside == (True, True) or mine is None or theirs is None or theirs.dtype.kind != "f":
+        return ""
+    for name, function in FUNCTIONS.items():
+        if not inside[1] and case.is_reference(function(theirs)):
+            return f"the reference computes {name}, which the port leaves out"
+        fitted = _fit(mine, theirs)
+        if not inside[0] and fitted and distance(function(fitted[0]), fitted[1]) <= EXACT:
+            return f"the port computes {name}, which the reference does not"
+    for words, change in _changes(case, case.port.nodes[case.j], theirs) if not inside[1] else ():
+        if case.is_reference(np.asarray(change(theirs))):
+            return words
+    return ""
 
 
 def _by_functions(case: Case) -> str:
@@ -485,7 +509,7 @@ def _changes(case: Case, node: Node, x: Array) -> Iterator[tuple[str, Callable[[
             yield f"the reference multiplies {what} by {word}", lambda x, f=factor: x * f
     behind = sorted(ancestors(case.reference.nodes, case.t) & case.regions[0].nodes)
     for number in dict.fromkeys(v for i in behind for v in _numbers(case.reference.nodes[i])):
-        if number not in (0.0, 1.0):
+        if number not in (0.0, 1.0) and math.isfinite(number):
             n = round(number / (number - 1))
             if n > 1 and abs(n / (n - 1) - number) < 1e-12:
                 yield (
@@ -736,7 +760,7 @@ def _flattened(case: Case, t: int, j: int, a: Array, b: Array) -> str:
     """Axes that are merged in another order than the reference's."""
     for i in case.reference.nodes[t].inputs:
         x = case.reference.values.get(i)
-        if x is None or x.size != b.size or not 2 < x.ndim < 7:
+        if x is None or x.size != b.size or not 2 < x.ndim < 7 or np.squeeze(b).ndim >= np.squeeze(x).ndim:
             continue
         for order in itertools.permutations(range(x.ndim)):
             moved = order != tuple(range(x.ndim))

@@ -252,6 +252,9 @@ class Comparison:
         differences: list[Difference] = []
         began, count = time.perf_counter(), 0
         while bad := far():
+            if self.reference.partial or self.port.partial:
+                self.all_values()
+                continue
             if all(distance_ <= NEAR for *_, distance_ in bad):
                 self.near(bad, what)
                 break
@@ -272,6 +275,14 @@ class Comparison:
                 break
             self.again(finding.replace)
         return differences
+
+    def all_values(self) -> None:
+        """Trace both again and keep all values, because something differs."""
+        for model in self.models:
+            model.everything = True
+        self.reference = self.models[0].trace()
+        self.again({})
+        self.reference.partial = self.port.partial = False  # what is too large is known by its fingerprint
 
     def again(self, replace: Mapping[int, np.ndarray]) -> None:
         """Run the port again with further values replaced."""

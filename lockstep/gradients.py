@@ -42,7 +42,7 @@ def compare_gradients(comparison: "Comparison") -> None:
         other = comparison.models[1].gradients(own, theirs)
         far = _differences(comparison, mine, other, compared)
         if far:
-            result.differences.append(_describe(comparison, far, mine, own, theirs))
+            result.differences.append(_describe(comparison, mine, far, own, theirs))
             break
     result.compared.append(f"gradients of {len(compared)} parameters")
 
@@ -63,8 +63,8 @@ def _for_port(comparison: "Comparison", factors: Mapping[str, np.ndarray]) -> di
 
 def _differences(
     comparison: "Comparison", mine: Gradients, other: Gradients, compared: set[str]
-) -> list[tuple[Leaf, float, str]]:
-    """The reference's parameters whose gradients differ: how far, and how in words."""
+) -> list[tuple[Leaf, float, str, np.ndarray]]:
+    """The reference's parameters whose gradients differ: how far, how in words, and which numbers."""
     reference, numbers = comparison.reference, comparison.binding.numbers
     bound = numbers >= 0
     size = reference.weights.size
@@ -91,9 +91,11 @@ def _differences(
                 words = "the reference does not train it (requires_grad is False), the port does"
             elif not trained[part][used].any():
                 words = "the port does not train it"
-            found.append((leaf, far, words))
+            found.append(
+                (leaf, far, words, np.flatnonzero(np.abs(want - total[part]) * used > EXACT * scale))
+            )
         elif (count[part] > 1).any() and (shared := _parted(comparison, leaf, other, want, scale)):
-            found.append((leaf, 1.0, shared))
+            found.append((leaf, 1.0, shared, np.zeros(0, int)))
     return found
 
 
@@ -117,19 +119,19 @@ def _parted(comparison: "Comparison", leaf: Leaf, other: Gradients, want: np.nda
 
 def _describe(
     comparison: "Comparison",
-    far: list[tuple[Leaf, float, str]],
     mine: Gradients,
+    far: list[tuple[Leaf, float, str, np.ndarray]],
     weights: np.ndarray,
     factors: Mapping[str, np.ndarray],
 ) -> Difference:
     """The difference nearest to the outputs: its gradient is the first wrong one on the way back."""
     reference, port = comparison.reference, comparison.port
     used = {s.name: s.node for s in reference.sites}
-    leaf, distance, words = max(far, key=lambda item: (bool(item[2]), used.get(item[0].name, -1)))
+    leaf, distance, words, numbers = max(far, key=lambda item: (bool(item[2]), used.get(item[0].name, -1)))
     here = [s for s in port.sites if s.ids.size and _holds(comparison.binding.numbers[s.ids.flat[0]], leaf)]
     place = comparison.place(reference, reference.nodes[used[leaf.name]]) if leaf.name in used else None
     other = comparison.place(port, port.nodes[here[-1].node]) if here else None
-    cause = words or _padding(comparison, leaf, mine)
+    cause = words or _padding(comparison, leaf, numbers)
     if not cause:
         for name in ("stop_gradient", "maximum"):
             again = comparison.models[1].gradients(weights, factors, name)
@@ -158,13 +160,9 @@ def _holds(number: int, leaf: Leaf) -> bool:
     return leaf.start <= number < leaf.stop
 
 
-def _padding(comparison: "Comparison", leaf: Leaf, mine: Gradients) -> str:
-    """A row of an embedding that the reference gives no gradient although it is used."""
-    if len(leaf.shape) != 2:
-        return ""
-    grad = np.nan_to_num(mine.weights[leaf.start : leaf.stop]).reshape(leaf.shape)
-    empty = np.flatnonzero(~grad.any(1))
+def _padding(comparison: "Comparison", leaf: Leaf, numbers: np.ndarray) -> str:
+    """The row of an embedding that the reference never trains, if nothing else differs."""
     row = comparison.reference.padding.get(leaf.name)
-    return (
-        f"padding_idx={row}: the reference gives row {row} no gradient, the port does" if row in empty else ""
-    )
+    if row is None or set(numbers // leaf.shape[-1]) != {row}:
+        return ""
+    return f"padding_idx={row}: the reference's embedding gives row {row} no gradient, the port's does"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lockstep.bind import Binder
-from lockstep.trace import KEPT, Leaf, Node, Site, Source, Trace
+from lockstep.trace import KEPT, MANY, SMALL, Leaf, Node, Site, Source, Trace
 from lockstep.values import fingerprint, squeeze_ids
 
 CONTRACTIONS = ("contract", "conv")
@@ -43,8 +43,10 @@ class Recorder:
         reference: Trace | None = None,
         weights: np.ndarray | None = None,
         replace: Mapping[int, np.ndarray] | None = None,
+        everything: bool = False,
     ):
         self.trace = Trace(framework)
+        self.room = np.inf if everything else MANY  # numbers that may still be kept
         self.reference, self.given, self.replace = reference, weights, replace or {}
         self.binder: Binder | None = None
         self.version = 0  # of the weights: counts the bindings
@@ -216,13 +218,25 @@ class Recorder:
         if array is not None:
             node.dtype = str(array.dtype)
             node.fingerprint, node.scalar = fingerprint(np.asarray(array))
-            if array.size <= KEPT or kind in ("input", "constant"):
+            small = array.size <= SMALL or kind in ("input", "constant")
+            if small or array.size <= min(KEPT, self.room):
                 self.trace.values[node.id] = np.asarray(array)
+                self.room -= array.size
+            else:
+                self.trace.partial = True
         node.data = kind == "input" or any(nodes[i].data for i in inputs)
         floats = array is not None and array.dtype.kind in "fc"
         node.weighted = (kind in ("parameter", "input") and floats) or any(nodes[i].weighted for i in inputs)
         nodes.append(node)
         return node
+
+    def keep(self, operand: Operand) -> int:
+        """Keep a result of the model whatever its size; returns its node."""
+        if operand.node is None:
+            operand = self.constant(np.asarray(operand.value))
+        assert operand.node is not None
+        self.trace.values[operand.node] = np.asarray(self.value(operand))
+        return operand.node
 
     def finish(self) -> Trace:
         """The trace, with what was bound."""

@@ -12,6 +12,7 @@ import numpy as np
 
 Source = tuple[str, int]  # file and line
 KEPT = 2**21  # numbers: a larger array is fingerprinted, and its values are not kept
+MANY, SMALL = 2**25, 2**14  # numbers that a first pass keeps of all values; a smaller array is always kept
 
 
 @dataclass
@@ -109,6 +110,7 @@ class Trace:
     calls: list[tuple[str, int]] = field(default_factory=list)  # module's path and its output's node
     state: dict[str, int] = field(default_factory=dict)  # leaves that the pass changed: name to node after
     values: dict[int, np.ndarray] = field(default_factory=dict)  # of nodes up to `KEPT` numbers
+    partial: bool = False  # a first pass of a large model: not all values are kept
     notes: list[str] = field(default_factory=list)
     scalars: list[float] = field(default_factory=list)  # numbers that the model's code names
     training: bool | None = None  # the model's mode, where it has one
@@ -134,6 +136,7 @@ class Model(Protocol):
     """One side of a comparison. A recorded trace answers each question from what was stored."""
 
     framework: str
+    everything: bool  # keep all values, not only those of a first pass
 
     def trace(
         self,

@@ -1,5 +1,6 @@
 """Trace a JAX model: its jaxpr, equation by equation, in float64; one tracer for every library."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -447,6 +448,7 @@ class JaxModel:
     """
 
     framework = "JAX"
+    everything = False
 
     def __init__(
         self, adapter: Adapter, candidates: list[tuple[tuple, dict]], loss: Any = None, exact: bool = False
@@ -520,7 +522,7 @@ class JaxModel:
         replace: Mapping[int, np.ndarray] | None = None,
     ) -> Trace:
         """See `Model.trace`."""
-        recorder = Recorder("JAX", reference, weights, replace)
+        recorder = Recorder("JAX", reference, weights, replace, self.everything)
         interpreter = Interpreter(recorder, self)
         adapter = self.adapter
         arrays = {
@@ -543,14 +545,13 @@ class JaxModel:
             found = jax.tree.unflatten(jax.tree.structure(self.shape), outs)
             trace = recorder.trace
             for label, operand in found["outputs"].items():
-                recorder.value(operand)
-                trace.outputs[label] = self._node(recorder, operand)
-            after = {name: self._node(recorder, operand) for name, operand in found["state"].items()}
+                trace.outputs[label] = recorder.keep(operand)
+            after = {name: recorder.keep(operand) for name, operand in found["state"].items()}
             trace.state = {
                 name: node for name, node in after.items() if trace.nodes[node].kind != "parameter"
             }
             if self.loss is not None:
-                trace.loss = self._node(recorder, found["loss"])
+                trace.loss = recorder.keep(found["loss"])
         if not trace.outputs:
             raise UserError("the JAX model returns no array, so there is nothing to compare")
         trace.notes = sorted(interpreter.notes)
@@ -596,12 +597,6 @@ class JaxModel:
                     lost.add(node.id)
         return found
 
-    @staticmethod
-    def _node(recorder: Recorder, operand: Operand) -> int:
-        if operand.node is None:
-            operand = recorder.constant(np.asarray(operand.value))
-        return operand.node or 0
-
     def gradients(
         self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray], without: str = ""
     ) -> Gradients:
@@ -613,6 +608,9 @@ class JaxModel:
             env: dict[int, Any] = {leaf.node: x for leaf, x in zip(trace.leaves, numbers, strict=True)}
             ends = [trace.loss] if trace.loss is not None else [trace.outputs[k] for k in cotangents]
             needed = ancestors(trace.nodes, *ends)
+            last = {i: n for n in sorted(needed) for i in self._operands(n)}
+            for end in ends:
+                last[end] = len(trace.nodes)
             for node in trace.nodes:
                 if node.id in starts or node.id not in needed:
                     continue
@@ -620,6 +618,7 @@ class JaxModel:
                 if step is None:
                     env[node.id] = jnp.asarray(trace.values[node.id])
                     continue
+                over = [i for i in self._operands(node.id) if last[i] == node.id]
                 values = [
                     env[i] if known else i if is_key(i) else jnp.asarray(i)
                     for i, known in zip(step.inputs, step.known, strict=True)
@@ -631,6 +630,8 @@ class JaxModel:
                     env[node.id] = jnp.where(first, *values)
                 else:
                     env[node.id] = step.bind(values)[step.index]
+                for i in over:  # what nothing takes any more
+                    env.pop(i, None)
             if trace.loss is not None:
                 return env[trace.loss].reshape(()).real
             return sum(((env[trace.outputs[k]] * v).sum().real for k, v in cotangents.items()), jnp.zeros(()))
@@ -648,9 +649,15 @@ class JaxModel:
         ]
         return Gradients(float(loss), np.concatenate(found) if found else np.zeros(0))
 
+    def _operands(self, node: int) -> list[int]:
+        """The nodes that a value is made of, by a rule of its own if it has one."""
+        step = self.rules.get(node) or self.steps.get(node)
+        return [i for i, known in zip(step.inputs, step.known, strict=True) if known] if step else []
+
     def rounded(self, weights: np.ndarray) -> Rounded:
         """See `Model.rounded`; without the noise floor, which is the reference's."""
-        with jax.enable_x64(False), _on_cpu(), _fixed_draws():
+        with jax.enable_x64(False), _on_cpu(), _fixed_draws(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that float64, which the trace asked for, is float32 here
             leaves = [x if is_key(x) else _narrow(x) for x in self._leaves(weights)]
             dynamic = jax.tree.map(_narrow, self.dynamic)
             outputs = jax.jit(lambda a, b: self._run(a, b)["outputs"])(leaves, dynamic)
@@ -662,7 +669,7 @@ class JaxModel:
             if not is_key(x) and jnp.issubdtype(x.dtype, jnp.inexact):
                 numbers = weights[at : at + x.size].reshape(x.shape)
                 at += x.size
-                x = jnp.asarray(numbers if np.iscomplexobj(x) else numbers.real, x.dtype)
+                x = numbers if np.iscomplexobj(x) else numbers.real
             found.append(x)
         return found
 

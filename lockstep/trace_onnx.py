@@ -45,6 +45,7 @@ class OnnxModel:
 
     framework = "ONNX"
     forward_only = True
+    everything = False
 
     def __init__(self, path: Path, args: tuple, kwargs: Mapping[str, Any]):
         """Read a file.

@@ -361,6 +361,7 @@ class TorchModel:
     """A `torch.nn.Module` as one side of a comparison; the module itself stays as it is."""
 
     framework = "PyTorch"
+    everything = False
 
     def __init__(
         self, module: torch.nn.Module, args: tuple, kwargs: dict, loss: Any = None, stir: bool = True
@@ -384,7 +385,7 @@ class TorchModel:
     ) -> Trace:
         """See `Model.trace`."""
         module = copy.deepcopy(self.module)
-        recorder = Recorder("PyTorch", reference, weights, replace)
+        recorder = Recorder("PyTorch", reference, weights, replace, self.everything)
         tracer = Tracer(recorder, self.narrowest)
         trace = recorder.trace
         tensors = dict(_tensors(module))
@@ -409,14 +410,14 @@ class TorchModel:
             for hook in hooks:
                 hook.remove()
         for label, value in labelled(out, torch.is_tensor).items():
-            trace.outputs[label] = tracer.operand(value).node or 0
+            trace.outputs[label] = recorder.keep(tracer.operand(value))
         if not trace.outputs:
             raise UserError("the PyTorch model returns no tensor, so there is nothing to compare")
         if loss is not None:
             trace.loss = tracer.operand(loss).node
         for name, tensor in buffers.items():
             if not np.array_equal(array(tensor), kept[name], equal_nan=True):
-                trace.state[name] = tracer.operand(tensor).node or 0
+                trace.state[name] = recorder.keep(tracer.operand(tensor))
         trace.training = module.training
         trace.notes = sorted({*trace.notes, *tracer.notes})
         constants = {abs(n.scalar) for n in trace.nodes if n.scalar}

@@ -14,12 +14,17 @@ from flax import nnx
 
 @dataclass(frozen=True)
 class Fault:
-    """What a comparison must find: `Row.name`, `Row.what` and, as a regular expression, `Row.cause`."""
+    """What a comparison must find.
 
-    first: str
-    what: str
+    Attributes:
+        module: path of the reference's module; a line of the file that names the fault is as good.
+        cause: regular expression of `Difference.cause`, or of a note where the fault is no difference.
+        options: of `lockstep.compare`.
+    """
+
+    module: str
     cause: str
-    options: dict[str, Any] = field(default_factory=dict)  # of `lockstep.compare`
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""Run the bench of faults and write its table into docs/porting.md: ``python -m tests.pairs [PAIR ...]``."""
+"""Run the bench of faults and write its table into docs/faults.md: ``python -m tests.pairs [PAIR ...]``."""
 
 import importlib
 import re
@@ -9,15 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 import lockstep
-from lockstep.result import Result
+from lockstep.result import Place, Result
 from tests.pairs import Fault
 
 PAIRS = (
     "net9954", "net10040", "resnet", "mlp", "transformer", "encoder", "recurrent", "upsampling", "training",
     "momentum", "mobilenet",
 )  # fmt: skip
-PAGE = Path(__file__).parent.parent.parent / "docs" / "porting.md"
-START, END = "<!-- faults -->\n", "<!-- end -->"
+FOLDER = Path(__file__).parent
 
 
 class Found(NamedTuple):
@@ -25,7 +24,7 @@ class Found(NamedTuple):
 
     pair: str
     fault: str
-    where: bool  # the right layer and kind
+    place: bool
     cause: bool
     result: Result
 
@@ -47,50 +46,66 @@ def faults(pair: str) -> dict[str, Fault]:
     return importlib.import_module(f"tests.pairs.{pair}").FAULTS
 
 
+def fault_lines(pair: str, fault: str) -> set[int]:
+    """Lines of a pair's file that name a fault, and the block that such a line begins."""
+    lines = (FOLDER / f"{pair}.py").read_text().splitlines()
+    found = set()
+    for number, line in enumerate(lines, start=1):
+        if f'"{fault}"' not in line or "Fault(" in line:
+            continue
+        found.add(number)
+        for later, text in enumerate(lines[number:], start=number + 1):
+            if not line.rstrip().endswith(":") or indent(text) <= indent(line):
+                break
+            found.add(later)
+    return found
+
+
+def indent(line: str) -> int:
+    """How far a line is indented."""
+    return len(line) - len(line.lstrip())
+
+
 def find(pair: str, fault: str) -> Found:
     """Compare a faulty pair, and judge what is found."""
     expected, result = faults(pair)[fault], compare(pair, fault)
     first = result.first
-    where = first is not None and (first.name, first.what) == (expected.first, expected.what)
-    cause = first is not None and bool(expected.cause) and bool(re.search(expected.cause, first.cause))
-    return Found(pair, fault, where, cause, result)
+    if first is None:  # what is no difference in float64, such as a cast to float32, is noted
+        noted = any(re.search(expected.cause, note) for note in result.notes)
+        return Found(pair, fault, noted, noted, result)
+    places: list[Place] = [place for place in (first.reference, first.port) if place]
+    here = {line for place in places for name, line in place.sources if Path(name).name == f"{pair}.py"}
+    modules = {place.module.replace("/", ".") for place in places}
+    inside = any(module == expected.module or module.startswith(f"{expected.module}.") for module in modules)
+    cause = bool(expected.cause) and bool(re.search(expected.cause, first.cause))
+    return Found(pair, fault, inside or cause or bool(here & fault_lines(pair, fault)), cause, result)
 
 
 def line(found: Found) -> str:
     """A row of the table."""
     first = found.result.first
-    close = [row.allclose for row in found.result.rows if row.allclose is not None]
-    said = "equal" if close and all(close) else "different"
-    what = "nothing" if first is None else f"`{first.name}`: {first.what}"
-    cause = "" if first is None else first.cause.replace("|", "\\|")
-    verdict = "" if found.where else " (wrong place)"
+    what = "equal, with a note" if first is None else f"{first.kind}: {first.difference}".split(" of its")[0]
+    cause = ("" if first is None else first.cause).replace("|", "\\|")
+    verdict = "" if found.place else " (wrong place)"
     verdict += "" if found.cause or not cause else " (wrong cause)"
-    name = found.fault.replace("_", " ")
-    return f"| {found.pair} | {name} | {what} | {cause or 'none named'}{verdict} | {said} |"
+    return f"| {found.pair} | {found.fault.replace('_', ' ')} | {what} | {cause or 'none named'}{verdict} |"
 
 
 def main() -> None:
-    """Rewrite the rows of the pairs that the command line names, or all."""
-    new = [line(find(pair, fault)) for pair in sys.argv[1:] or PAIRS for fault in faults(pair)]
-    before, rest = PAGE.read_text().split(START)
-    table, after = rest.split(END, 1)
-    rows = {tuple(row.split(" | ")[:2]): row for row in table.splitlines() if row.startswith("| ")}
-    rows |= {tuple(row.split(" | ")[:2]): row for row in new}
-    every = [(pair, fault.replace("_", " ")) for pair in PAIRS for fault in faults(pair)]
-    kept = [rows[f"| {pair}", fault] for pair, fault in every if (f"| {pair}", fault) in rows]
-    where = sum("(wrong place)" not in row for row in kept)
-    cause = sum("(wrong" not in row and "| none named" not in row for row in kept)
-    lines = [
-        f"Of {len(kept)} faults {where} are found in the right place and as the right kind, "
-        f"{cause} with the right cause.",
-        "",
-        "| pair | fault | first difference | likely cause | `allclose(outputs, 1e-3)` |",
-        "| --- | --- | --- | --- | --- |",
-        *kept,
-        "",
-    ]
-    PAGE.write_text(before + START + "\n".join(lines) + END + after)
-    print(lines[0])
+    """Print the rows of the pairs that the command line names; of all pairs write the page too."""
+    found = []
+    for pair in sys.argv[1:] or PAIRS:
+        for fault in faults(pair):
+            found.append(find(pair, fault))
+            print(line(found[-1]), flush=True)
+    place, cause = (sum(one[i] for one in found) for i in (2, 3))
+    words = f"Of {len(found)} faults {place} are found in the right place, {cause} with the right cause."
+    print(words)
+    if not sys.argv[1:]:
+        from tests.ports.__main__ import write_table
+
+        head = ["| pair | fault | first difference | cause |", "| --- | --- | --- | --- |"]
+        write_table("pairs", [words, "", *head, *(line(one) for one in found)])
 
 
 if __name__ == "__main__":

@@ -104,13 +104,11 @@ def inputs(rng):
 
 AS_THEY_ARE = {"copy_weights": False}
 FAULTS = {
-    "wrong_heads": Fault("attention", "output", "4 heads, PyTorch 3"),
-    "causal": Fault("attention", "output", "causal"),
-    "patches_by_column": Fault("norm1", "input", "another order|column by column"),
-    "no_layer_scale": Fault("norm", "input", "Flax computes the output of fc2 .* the input of norm2"),
-    "mean_for_token": Fault("head", "input", "the first of .*, Flax the mean"),
-    "converted_exchanged": Fault(
-        "attention", "weights", "has the projection of the (key|query)", AS_THEY_ARE
-    ),
-    "converted_patch": Fault("patch", "weights", "transposed by", AS_THEY_ARE),
+    "wrong_heads": Fault("attention", "heads|numbers"),
+    "causal": Fault("attention", "causal|mask"),
+    "patches_by_column": Fault("norm1", "transposed|order of axes"),
+    "no_layer_scale": Fault("norm", "parameter scale"),
+    "mean_for_token": Fault("head", "the first along .* the mean over"),
+    "converted_exchanged": Fault("attention", "the projection of the (key|query)", AS_THEY_ARE),
+    "converted_patch": Fault("patch", "not transposed", AS_THEY_ARE),
 }

