@@ -36,6 +36,8 @@ class Recorded:
         steps: training steps, if it has an optimizer.
     """
 
+    everything = True  # that was kept; no field, because it is the same in every file
+
     inputs: dict[str, np.ndarray]
     run: Trace
     backward: list[Gradients]
@@ -86,6 +88,7 @@ def record(model: Model, inputs: tuple[tuple, dict], optimizer: Any, steps: int)
         optimizer: as `steps.compare_steps` takes the reference's; None: no training steps.
         steps: how many.
     """
+    model.everything = True  # nothing can be run again later
     run = model.trace()
     factors = cotangents(run)
     weights = [run.weights] if np.array_equal(run.weights, run.given) else [run.weights, run.given]

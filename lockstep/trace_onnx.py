@@ -94,7 +94,7 @@ class OnnxModel:
         replace: Mapping[int, np.ndarray] | None = None,
     ) -> Trace:
         """See `Model.trace`."""
-        recorder = Recorder(self.framework, reference, weights, replace)
+        recorder = Recorder(self.framework, reference, weights, replace, self.everything)
         leaves = recorder.leaves((name, x, True, False) for name, x in self.weights.items())
         known = dict(zip(self.weights, leaves, strict=True))
         known |= {name: recorder.input(name, x) for name, x in self.inputs.items()}
