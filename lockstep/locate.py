@@ -176,7 +176,7 @@ def _fitted(a: np.ndarray | None, b: np.ndarray | None) -> tuple[float, np.ndarr
 def _alike(a: np.ndarray, b: np.ndarray) -> float:
     """The correlation of two arrays of one shape."""
     step = tuple(slice(None, None, max(1, int(n / 16))) if a.size > SAMPLE else slice(None) for n in a.shape)
-    x, y = as_numbers(a[step]).ravel().real, as_numbers(b[step]).ravel().real
+    x, y = np.real(as_numbers(a[step]).ravel()), np.real(as_numbers(b[step]).ravel())
     if x.size < 3:
         return 0.5
     x, y = x - x.mean(), y - y.mean()
