@@ -29,7 +29,7 @@ class Reference(nn.Module):
         self.fc, self.norm, self.head = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)
 
     def forward(self, x):
-        hidden = self.norm(self.fc(x))
+        hidden = self.norm(self.fc(x))  # FAULT: missing in the port
         return ReferenceOutput(self.head(hidden), hidden)
 
 
@@ -42,7 +42,7 @@ class Port(nnx.Module):
         x = self.fc(x)  # FAULT: before the norm
         hidden = self.norm(x)
         if FAULT == "missing":
-            return PortOutput(self.head(hidden), None)  # FAULT: missing
+            return PortOutput(self.head(hidden), None)
         return PortOutput(self.head(hidden), x if FAULT == "before the norm" else hidden)
 
 

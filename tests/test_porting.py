@@ -1,0 +1,41 @@
+"""What docs/porting.md shows is what its programs print."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lockstep import pair
+
+pytestmark = pytest.mark.subprocess
+BLOCKS = re.findall(
+    r"```(?:python)?\n(.*?)```", (Path(__file__).parent.parent / "docs/porting.md").read_text(), re.S
+)
+TEN, DIFFERENT, EQUAL = BLOCKS[:3]
+PAIR = next(block for block in BLOCKS if "def inputs(rng)" in block)
+FIRST, SECOND = [block for block in BLOCKS if block.startswith("different")][1:]
+
+
+def without_sizes(text):
+    """The example's weights are random."""
+    return re.sub(r"\d\.\de[+-]\d\d", "", text)
+
+
+def test_ten_lines(tmp_path, capsys):
+    path = tmp_path / "ten.py"
+    for source, said in ((TEN, DIFFERENT), (TEN.replace("gelu(x)", "gelu(x, approximate=False)"), EQUAL)):
+        path.write_text(source)
+        exec(compile(source, str(path), "exec"), {})
+        assert without_sizes(capsys.readouterr().out) == without_sizes(said)
+
+
+def test_file_and_command(tmp_path, capsys):
+    first = PAIR.replace("strides=2, rngs", "strides=2, padding=1, rngs")
+    second = first.replace("x.reshape", "x.transpose(0, 3, 1, 2).reshape")
+    for name, source, said in (("a", PAIR, FIRST), ("b", first, SECOND), ("c", second, None)):
+        path = tmp_path / name / "pair.py"
+        path.parent.mkdir()
+        path.write_text(source)
+        assert pair.main([str(path), "--no-float32"]) == (0 if said is None else 1)
+        out = capsys.readouterr().out
+        assert without_sizes(out) == without_sizes(said) if said else out.startswith("equal in float64")
