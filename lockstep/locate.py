@@ -174,7 +174,9 @@ def _fitted(a: np.ndarray | None, b: np.ndarray | None) -> tuple[float, np.ndarr
         ]
         shape = tuple(b.shape[n] if n in axes else 1 for n in range(b.ndim))
         fitted = _fitted(small, other)
-        return None if fitted is None else (fitted[0], np.broadcast_to(fitted[1].reshape(shape), b.shape))
+        if fitted is None or fitted[1].size != np.prod(shape):
+            return None
+        return fitted[0], np.broadcast_to(fitted[1].reshape(shape), b.shape)
     x, y = np.squeeze(a), np.squeeze(b)
     best: tuple[float, np.ndarray] | None = None
     for index, order in enumerate(permutations(x.shape, y.shape)):
