@@ -85,7 +85,7 @@ def adapt(model: Any, training: bool | None) -> Adapter:
 
     Args:
         model: of NNX, Linen, Equinox or transformers, or a function.
-        training: False switches dropout and running statistics to evaluation where a model can be switched.
+        training: the reference's mode, in which a model is put that has modes.
 
     Raises:
         UserError: it is none of these.
@@ -166,8 +166,8 @@ def _adapt_nnx(model: Any, training: bool | None) -> Adapter:
     from flax import nnx
 
     model = nnx.merge(*nnx.split(model))  # a copy
-    if training is False:
-        model.eval()
+    if training is not None:  # the mode is the reference's
+        model.train() if training else model.eval()
     for _, part in nnx.iter_modules(model):
         for name in ("dtype", "param_dtype"):
             asked = getattr(part, name, None)

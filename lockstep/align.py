@@ -145,7 +145,7 @@ def _match(trace: Trace, other: Trace, tolerance: float) -> dict[int, list[int]]
     theirs = [n for n in other.nodes if n.fingerprint is not None]
     if not theirs:
         return {}
-    prints = np.stack([n.fingerprint for n in theirs])
+    prints = np.stack([n.fingerprint for n in theirs if n.fingerprint is not None])
     order = np.argsort(prints[:, 0])
     scales = prints[order, 0]
     sizes = np.array([max(1, int(np.prod(n.shape))) for n in theirs])

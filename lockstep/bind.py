@@ -29,7 +29,7 @@ def parts(name: str) -> tuple[tuple[str, ...], str]:
     """The words of a leaf's path, and its own name: ``layers.0.q.weight`` has (layers, 0, query), weight."""
     apart = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
     words = [WORDS.get(word, word) for word in re.findall(r"[a-z]+|\d+", apart)]
-    own = words.pop() if words and words[-1] in OWN else ""
+    own: str = words.pop() if words and words[-1] in OWN else ""
     while words and (words[-1] in OWN - {"value", "embedding"}):
         words.pop()
     return tuple(w for w in words if w not in COLLECTIONS), own
@@ -342,7 +342,7 @@ class Binder:
         return bool(self.taken[other.ids].all())
 
     def _is_constant(self, leaf: Leaf) -> bool:
-        return not np.ptp(self.port.given[leaf.start : leaf.stop].real)
+        return not np.ptp(np.real(self.port.given[leaf.start : leaf.stop]))
 
     def _name(self, ids: np.ndarray) -> str:
         return self.reference.leaf(int(ids.flat[0])).name

@@ -70,7 +70,7 @@ def _explain(reference: Trace, mine: np.ndarray, want: np.ndarray, names: list[s
         return "was reshaped where it must be transposed"
     for leaf in reference.leaves:
         numbers = reference.given[leaf.start : leaf.stop].reshape(leaf.shape)
-        if leaf.name in names or numbers.size != mine.size or not np.ptp(numbers.real):
+        if leaf.name in names or numbers.size != mine.size or not np.ptp(np.real(numbers)):
             continue
         small, other = (tuple(n for n in shape if n > 1) for shape in (leaf.shape, mine.shape))
         for order in permutations(small, other):

@@ -1,6 +1,6 @@
 """Where two models part: the first operations that differ on equal operands, and where to go on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -94,16 +94,30 @@ def _repair(
         right = sum(_is_in(values[n], goals) for n in wrong if n in values and n != j)
         ends = all(_same(values.get(o), reference.values.get(e)) for e, o in outputs if o > j)
         score = right + (len(wrong) if ends else 0)
+        if _mends(
+            port.nodes, j, regions[1].nodes, values, goals
+        ):  # the first of these: later ones hide faults
+            score = 3 * len(wrong) + len(port.nodes) - j
         if score > best[0]:
             best = score, (t, j), {j: value}
-        if ends:
-            break
     if best[1] is None:  # a difference of the last operation: only the output itself can be put in
         for t, j in outputs:
             value = _fitted(reference.values.get(t), port.values.get(j))
             if value is not None:
                 return None, {j: value[1]}
     return best[1], best[2]
+
+
+def _mends(nodes: list[Node], j: int, region: set[int], values: Mapping[int, np.ndarray], goals: Any) -> bool:
+    """Whether every operation that takes a new value gives one of the reference's."""
+    same, takers = {j}, []
+    for n in sorted(region):
+        if n > j and same & set(nodes[n].inputs):
+            if nodes[n].kind == "structure":
+                same.add(n)
+            else:
+                takers.append(n)
+    return bool(takers) and all(n in values and _is_in(values[n], goals) for n in takers)
 
 
 def _is_in(value: np.ndarray, prints: np.ndarray) -> bool:
@@ -160,7 +174,9 @@ def _fitted(a: np.ndarray | None, b: np.ndarray | None) -> tuple[float, np.ndarr
         ]
         shape = tuple(b.shape[n] if n in axes else 1 for n in range(b.ndim))
         fitted = _fitted(small, other)
-        return None if fitted is None else (fitted[0], np.broadcast_to(fitted[1].reshape(shape), b.shape))
+        if fitted is None or fitted[1].size != np.prod(shape):
+            return None
+        return fitted[0], np.broadcast_to(fitted[1].reshape(shape), b.shape)
     x, y = np.squeeze(a), np.squeeze(b)
     best: tuple[float, np.ndarray] | None = None
     for index, order in enumerate(permutations(x.shape, y.shape)):
@@ -176,7 +192,7 @@ def _fitted(a: np.ndarray | None, b: np.ndarray | None) -> tuple[float, np.ndarr
 def _alike(a: np.ndarray, b: np.ndarray) -> float:
     """The correlation of two arrays of one shape."""
     step = tuple(slice(None, None, max(1, int(n / 16))) if a.size > SAMPLE else slice(None) for n in a.shape)
-    x, y = as_numbers(a[step]).ravel().real, as_numbers(b[step]).ravel().real
+    x, y = np.real(as_numbers(a[step]).ravel()), np.real(as_numbers(b[step]).ravel())
     if x.size < 3:
         return 0.5
     x, y = x - x.mean(), y - y.mean()

@@ -99,7 +99,7 @@ class Recorder:
         if operand.ids is not None and operand.version != self.version:
             numbers = self.trace.weights[operand.ids]
             is_complex = getattr(operand.value, "dtype", numbers.dtype).kind == "c"
-            operand.value = numbers if is_complex else numbers.real
+            operand.value = numbers if is_complex else np.real(numbers)
             operand.version = self.version
         return operand.value
 
@@ -246,7 +246,7 @@ class Recorder:
                 node, old = self.trace.nodes[i], self.trace.values.get(i)
                 if old is not None:
                     numbers = self.trace.weights[ids]
-                    new = numbers if old.dtype.kind == "c" else numbers.real
+                    new = numbers if old.dtype.kind == "c" else np.real(numbers)
                     self.trace.values[i] = new
                     node.fingerprint, node.scalar = fingerprint(new)
         return self.trace

@@ -44,7 +44,7 @@ PACKAGES = ("jax", "flax", "equinox", "numpy")
 
 def is_key(x: Any) -> bool:
     """Whether an array is of random keys."""
-    return jax.dtypes.issubdtype(getattr(x, "dtype", np.float64), jax.dtypes.extended)
+    return jnp.issubdtype(getattr(x, "dtype", np.float64), jax.dtypes.extended)
 
 
 def widen(x: np.ndarray) -> np.ndarray:
@@ -254,7 +254,7 @@ class Interpreter:
         params = dict(eqn.params)
         for key in DTYPES:
             asked = params.get(key)
-            if asked is None or jax.dtypes.issubdtype(asked, jax.dtypes.extended):
+            if asked is None or jnp.issubdtype(asked, jax.dtypes.extended):
                 continue
             if np.dtype(asked) in WIDER:
                 params[key] = WIDER[np.dtype(asked)]
@@ -639,7 +639,7 @@ class JaxModel:
         with jax.enable_x64(True), _on_cpu():
             parts = [weights[leaf.start : leaf.stop].reshape(leaf.shape) for leaf in trace.leaves]
             real = [
-                x if np.iscomplexobj(trace.values.get(leaf.node, x)) else x.real
+                x if np.iscomplexobj(trace.values.get(leaf.node, x)) else np.real(x)
                 for x, leaf in zip(parts, trace.leaves, strict=True)
             ]
             loss, grads = jax.value_and_grad(objective)([jnp.asarray(x) for x in real])
@@ -660,7 +660,7 @@ class JaxModel:
             warnings.simplefilter("ignore")  # that float64, which the trace asked for, is float32 here
             leaves = [x if is_key(x) else _narrow(x) for x in self._leaves(weights)]
             dynamic = jax.tree.map(_narrow, self.dynamic)
-            outputs = jax.jit(lambda a, b: self._run(a, b)["outputs"])(leaves, dynamic)
+            outputs = self._run(leaves, dynamic)["outputs"]  # not compiled: XLA would simplify sums
         return Rounded({k: np.asarray(v).astype(np.float64) for k, v in outputs.items()}, {})
 
     def _leaves(self, weights: np.ndarray) -> list[Any]:
@@ -669,7 +669,7 @@ class JaxModel:
             if not is_key(x) and jnp.issubdtype(x.dtype, jnp.inexact):
                 numbers = weights[at : at + x.size].reshape(x.shape)
                 at += x.size
-                x = numbers if np.iscomplexobj(x) else numbers.real
+                x = numbers if np.iscomplexobj(x) else np.real(numbers)
             found.append(x)
         return found
 

@@ -515,7 +515,7 @@ class TorchModel:
                 if tensor.is_floating_point() or tensor.is_complex():
                     numbers = weights[at : at + tensor.numel()]
                     at += tensor.numel()
-                    numbers = numbers if tensor.is_complex() else numbers.real
+                    numbers = numbers if tensor.is_complex() else np.real(numbers)
                     tensor.copy_(torch.from_numpy(np.ascontiguousarray(numbers)).reshape(tensor.shape))
 
 

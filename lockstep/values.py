@@ -40,7 +40,7 @@ def fingerprint(x: np.ndarray) -> tuple[np.ndarray | None, float | None]:
     if x.dtype.kind not in "fciub" or not x.size:
         return None, None
     if x.dtype.kind == "c":
-        x = np.stack([x.real, x.imag, 0.7 * x.real + 0.3 * x.imag])
+        x = np.stack([np.real(x), np.imag(x), 0.7 * np.real(x) + 0.3 * np.imag(x)])
     x = unrepeated(x).astype(np.float64, copy=False).ravel()
     masks = masked(x)
     part = 0.0
@@ -79,7 +79,7 @@ def as_numbers(x: np.ndarray) -> np.ndarray:
     masks, x = masks.reshape(x.shape), x.copy()
     top = np.abs(x[~masks]).max(initial=1.0)
     with np.errstate(invalid="ignore"):
-        x[masks] = np.where(np.isnan(x[masks]), 5 * top, np.sign(x[masks].real) * 3 * top)
+        x[masks] = np.where(np.isnan(x[masks]), 5 * top, np.sign(np.real(x[masks])) * 3 * top)
     return x
 
 
