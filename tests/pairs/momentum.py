@@ -54,9 +54,9 @@ def options(fault=""):
 
 ROW = f"(steps 1 to {STEPS})"
 FAULTS = {
-    "no_decay": Fault(ROW, "decay is 0, PyTorch's 0.01"),
+    "no_decay": Fault(ROW, "decay is 0, the reference's 0.01"),
     "decoupled_decay": Fault(ROW, "decay is decoupled"),
     "averaged_momentum": Fault(ROW, "averages the gradients"),
     "momentum_swapped": Fault(ROW, "momentum is 0.1"),
-    "nesterov": Fault(ROW, "Nesterov momentum: Flax does"),
+    "nesterov": Fault(ROW, "uses Nesterov's momentum, the reference does not"),
 }
