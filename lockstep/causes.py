@@ -139,13 +139,17 @@ class Case:
 
 
 def find_cause(
-    comparison: "Comparison", alignment: Alignment, regions: tuple[Region, Region], finding: "Finding"
+    comparison: "Comparison",
+    alignment: Alignment,
+    regions: tuple[Region, Region],
+    finding: "Finding",
+    outputs: dict[int, int],
 ) -> None:
-    """Fill the finding's cause, and its port's place where the cause tells it."""
+    """Fill the finding's cause, and its places where the cause tells them; ``outputs``: the port's nodes."""
     if finding.kind == "precision":
         finding.cause = finding.words
         return
-    ends = finding.repaired or _ends(comparison, finding)
+    ends = finding.repaired or _ends(outputs, finding)
     if ends is None or finding.reference is None or finding.port is None:
         return
     case = Case(comparison, alignment, regions, finding, *ends)
@@ -184,12 +188,9 @@ def _dropout(case: Case) -> str:
     return ""
 
 
-def _ends(comparison: "Comparison", finding: "Finding") -> tuple[int, int] | None:
-    if not finding.replace:
-        return None
-    port = next(iter(finding.replace))
-    pairs = {j: t for _, t, j in comparison.pairs}
-    return (pairs[port], port) if port in pairs else None
+def _ends(outputs: dict[int, int], finding: "Finding") -> tuple[int, int] | None:
+    port = next(iter(finding.replace), None)
+    return (outputs[port], port) if port in outputs else None
 
 
 def _steps(case: Case) -> list[Node]:
@@ -212,10 +213,15 @@ def _by_settings(case: Case) -> str:
         if value is None:
             continue
         wanted = from_torch(theirs, node, case.reference, case.port)
-        wrong = {k: v for k, v in wanted.items() if _plain(node.params.get(k)) != _plain(v)}
+        before, has, unpadded = case.port.nodes[node.inputs[0]], dict(node.params), {}
+        if wanted and before.op == "pad" and before.inputs[0] in case.port.values:
+            config = [tuple(some)[:2] for some in before.params.get("padding_config", ())]
+            has["padding"] = tuple(some for some in config if any(some)) or has.get("padding")
+            unpadded = {0: lambda x, v=case.port.values[before.inputs[0]]: v}
+        wrong = {k: v for k, v in wanted.items() if _plain(has.get(k)) != _plain(v)}
         names = [[k] for k in wrong] + ([list(wrong)] if len(wrong) > 1 else [])
         for some in names:
-            edit = Edit({k: wrong[k] for k in some})
+            edit = Edit({k: wrong[k] for k in some}, unpadded if "padding" in some else {})
             made = case.comparison.models[1].replay(case.port, {}, {node.id: edit}, node.id).get(node.id)
             want = case.reference.values.get(theirs.id)
             if made is not None and want is not None and same_order(want, made, NEAR) is not None:
@@ -223,7 +229,7 @@ def _by_settings(case: Case) -> str:
                     "equal with "
                     + ", ".join(f"{_word(k)} {_plain(wrong[k])}" for k in some)
                     + "; "
-                    + ", ".join(f"the port's is {_plain(node.params.get(k))}" for k in some)
+                    + ", ".join(f"the port's is {_plain(has.get(k))}" for k in some)
                 )
     return ""
 
@@ -419,6 +425,12 @@ def _by_operands(case: Case) -> str:
         value = case.port.values.get(i)
         if value is None or not case.alignment.is_matched(True, i):
             continue
+        number = case.port.nodes[i].scalar
+        for other in (0.0, 1.0) if number is not None and value.ndim else ():
+            if number != other and case.reproduces({i: np.full_like(value, other)}):
+                return (
+                    f"{_what(case.port.nodes[i])} is all {number:g} in the port, {other:g} in the reference"
+                )
         for words, change in _changes(case, case.port.nodes[i], value):
             if case.reproduces({}, _on(steps, i, change)):
                 return words
@@ -453,6 +465,16 @@ def _by_wiring(case: Case) -> str:
                 theirs = f"{_what(case.reference.nodes[a])}, the port's {_what(case.port.nodes[partners[0]])}"
                 mine = _what(case.port.nodes[i])
                 return f"the port takes {mine} where the reference takes {theirs}: exchanged"
+    for a, b in itertools.combinations(list(taken)[:8], 2):
+        x, y = case.port.values.get(a), case.port.values.get(b)
+        if x is None or y is None or x.shape != y.shape or x.dtype != y.dtype or not x.ndim:
+            continue
+        edits = _on(steps, a, lambda _, y=y: y)
+        if edits.keys() & (other := _on(steps, b, lambda _, x=x: x)).keys():
+            continue
+        if case.reproduces({}, edits | other):
+            names = [_what(case.port.nodes[i]) for i in (a, b)]
+            return f"{names[0]} and {names[1]} are exchanged in the port"
     return ""
 
 
@@ -546,6 +568,9 @@ def _by_relation(case: Case) -> str:
         ratio = x[keep] / y[keep]
         if ratio.size and np.ptp(ratio.real) <= 1e-9 * abs(ratio[0]) and abs(ratio[0] - 1) > 1e-9:
             number = _count(case, float(ratio[0].real))
+            if number and (t, j) == (case.reference.loss, case.port.loss):
+                case.finding.reference, case.finding.port = t, j
+                return f"another denominator: the reference's loss is {number} times the port's"
             return f"the reference's is {number} times the port's" if number else ""
         if _counts_padding(case, ratio):
             return "padded places count on one side only (count_include_pad)"
@@ -599,11 +624,13 @@ def _fit(a: Array, b: Array) -> tuple[Array, Array] | None:
 def _count(case: Case, ratio: float) -> str:
     """A factor in words: a whole number, its inverse or root, or one of the code's numbers; else nothing."""
     for word, value in (("", ratio), ("1 / ", 1 / ratio)):
-        if abs(value - round(value)) <= 1e-9 * abs(value) and 1 < abs(value) < 1e7:
+        if abs(value - round(value)) <= 1e-9 * abs(value) and 1.5 < abs(value) < 1e7:
             return f"{word}{round(value)}"
         square = value * value
-        if abs(square - round(square)) <= 1e-9 * square and 1 < square < 1e5:
+        if abs(square - round(square)) <= 1e-9 * square and 1.5 < square < 1e5:
             return f"{word}the square root of {round(square)}"
+    if ratio < 0:
+        return ""
     fraction = Fraction(abs(ratio)).limit_denominator(4096)
     n = max(fraction.numerator, fraction.denominator)
     sizes = {x.size // y.size for x, y in _reduced(case) if y.size and x.size % y.size == 0}

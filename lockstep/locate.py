@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def locate(comparison: "Comparison", outputs: list[tuple[int, int]]) -> Finding:
     finding = Finding(kind, t, j, words, _before(alignment, t, j), replace, repaired)
     from lockstep.causes import find_cause
 
-    find_cause(comparison, alignment, regions, finding)
+    find_cause(comparison, alignment, regions, finding, {j: t for t, j in outputs})
     return finding
 
 
@@ -80,6 +81,9 @@ def _repair(
 ) -> tuple[tuple[int, int] | None, dict[int, np.ndarray]]:
     """The pair of nodes with which most values match again, once the port has the reference's."""
     reference, port = comparison.reference, comparison.port
+    for t, j in outputs:
+        if is_multiple(reference.values.get(t), port.values.get(j)):
+            return None, {j: np.reshape(reference.values[t], port.values[j].shape)}
     model, wrong = (
         comparison.models[1],
         [n for n in sorted(regions[1].nodes) if port.nodes[n].fingerprint is not None],
@@ -108,12 +112,24 @@ def _repair(
     return best[1], best[2]
 
 
+def is_multiple(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    """Whether one number, such as a loss, is a simple fraction of another, as by another denominator."""
+    if a is None or b is None or a.size != 1 or b.size != 1 or not b.any() or not np.isfinite([a, b]).all():
+        return False
+    ratio = float(np.real(a.item() / b.item()))
+    fraction = Fraction(ratio).limit_denominator(1024)
+    return 0 < fraction.numerator < 1024 and abs(ratio / float(fraction) - 1) < 1e-12
+
+
 def _mends(nodes: list[Node], j: int, region: set[int], values: Mapping[int, np.ndarray], goals: Any) -> bool:
     """Whether every operation that takes a new value gives one of the reference's."""
     same, takers = {j}, []
+    mine, _ = fingerprint(values[j]) if j in values else (None, None)
+    goal = np.stack([mine if mine is not None else np.full(9, np.nan)])
     for n in sorted(region):
         if n > j and same & set(nodes[n].inputs):
-            if nodes[n].kind == "structure":
+            nothing = n in values and _is_in(values[n], goal)  # such as zero added: no evidence
+            if nodes[n].kind == "structure" or nodes[n].op == "neg" or nothing:
                 same.add(n)
             else:
                 takers.append(n)

@@ -181,11 +181,14 @@ def shrink(x: np.ndarray) -> np.ndarray:
 
 
 def squeeze_ids(ids: np.ndarray) -> np.ndarray:
-    """Numbers of weights without axes of size one and axes along which they repeat."""
+    """Numbers of weights without axes of size one and without repetition along an axis, also as a tile."""
     for axis in reversed(range(ids.ndim)):
-        first = ids.take([0], axis)
-        if ids.shape[axis] == 1 or (ids == first).all():
-            ids = first.squeeze(axis)
+        size = ids.shape[axis]
+        for period in (n for n in range(1, size + 1) if size % n == 0):
+            first = ids.take(range(period), axis)
+            if np.array_equal(np.concatenate([first] * (size // period), axis), ids):
+                ids = first.squeeze(axis) if period == 1 else first
+                break
     return ids
 
 
