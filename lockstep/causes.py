@@ -153,7 +153,9 @@ def find_cause(
     if ends is None or finding.reference is None or finding.port is None:
         return
     case = Case(comparison, alignment, regions, finding, *ends)
+    first = [_by_relation] if case.t == comparison.reference.loss else []
     for search in (
+        *first,
         _by_absence,
         _by_settings,
         _by_wiring,
@@ -177,12 +179,12 @@ def find_cause(
 
 def _dropout(case: Case) -> str:
     """A word if random numbers are what one side has and the other lacks, or both with another rate."""
-    drawn = ("random", "bernoulli", "bernoulli_", "native_dropout")
-    for port in (False, True):
+    drawn = {"random", "bernoulli", "bernoulli_", "native_dropout"}
+    for port, start in ((False, case.finding.reference), (True, case.finding.port)):
         nodes = case.alignment.trace(port).nodes
-        for n in sorted(case.regions[port].nodes)[:NEARBY]:
+        for n in [start or 0, *ways_out(nodes, case.regions[port].nodes, start or 0)[:2]]:
             noise = [i for i in nodes[n].inputs if not nodes[i].weighted]
-            if any(nodes[k].op in drawn for i in noise for k in ancestors(nodes, i)):
+            if nodes[n].op in drawn or any(nodes[k].op in drawn for i in noise for k in ancestors(nodes, i)):
                 case.finding.kind = "setting"
                 return ": the rate of dropout, or one side has none"
     return ""
@@ -475,6 +477,15 @@ def _by_wiring(case: Case) -> str:
         if case.reproduces({}, edits | other):
             names = [_what(case.port.nodes[i]) for i in (a, b)]
             return f"{names[0]} and {names[1]} are exchanged in the port"
+    start = case.finding.port or 0
+    near = [n for n in case.port.nodes[max(0, start - 12) : start + 4] if n.data and n.id not in taken]
+    for i, other in itertools.product(list(taken)[:4], near):
+        x, y = case.port.values.get(i), case.port.values.get(other.id)
+        if x is None or y is None or x.shape != y.shape or x.dtype != y.dtype or not x.ndim:
+            continue
+        if case.alignment.is_matched(True, other.id) and case.reproduces({}, _on(steps, i, lambda _, y=y: y)):
+            mine = _what(case.port.nodes[i])
+            return f"the port takes {mine} where the reference takes what is the port's {_what(other)}"
     return ""
 
 
@@ -712,8 +723,6 @@ def _reduction(x: Array, value: Array, order: tuple[int, ...]) -> str:
     """How a value follows from another by reduction, selection, softmax, normalisation or resizing."""
     if x.dtype.kind != "f" or x.ndim > 5 or x.size > 2**18 or value.dtype.kind != "f":
         return ""
-    if value.ndim == x.ndim and value.shape != x.shape and (way := name_resize(x, value, EXACT)):
-        return f"a resize ({way})"
     for count in range(1, x.ndim + 1):
         for some in itertools.combinations([a for a in range(x.ndim) if x.shape[a] > 1], count):
             axes = f"over axes {tuple(sorted(order[a] for a in some))}"
@@ -735,6 +744,8 @@ def _reduction(x: Array, value: Array, order: tuple[int, ...]) -> str:
                         return f"a normalisation {axes}"
                     if distance(x / np.sqrt((x**2).mean(some, keepdims=True) + epsilon), value) <= EXACT:
                         return f"an RMS normalisation {axes}, without subtracting the mean"
+    if value.ndim == x.ndim and value.shape != x.shape and (way := name_resize(x, value, EXACT)):
+        return f"a resize ({way})"
     return ""
 
 

@@ -133,7 +133,10 @@ def _mends(nodes: list[Node], j: int, region: set[int], values: Mapping[int, np.
                 same.add(n)
             else:
                 takers.append(n)
-    return bool(takers) and all(n in values and _is_in(values[n], goals) for n in takers)
+    signs = 1, -1  # an operation may take what the reference's takes with the other sign
+    return bool(takers) and all(
+        n in values and any(_is_in(s * values[n], goals) for s in signs) for n in takers
+    )
 
 
 def _is_in(value: np.ndarray, prints: np.ndarray) -> bool:

@@ -59,7 +59,7 @@ CASES = (
     Case("fourier", cause="norm|ortho|by 8"),
     Case("frozen", cause="train|frozen|requires_grad|stop", kinds=("gradient", "parameter")),
     Case("gpt", cause="rotat"),
-    Case("gru", cause="reset|gate"),
+    Case("gru", cause="reset|gate|takes add .* where the reference takes mul"),
     Case("ignored_labels", cause="mean|sum|counts|denominator|ignore", kinds=("loss",)),
     Case("image_positions", cause="minus|subtract|sign|-1"),
     Case("linen_block", cause="epsilon"),
