@@ -15,7 +15,7 @@ from lockstep.values import EXACT, NEAR, as_numbers, fingerprint, permutations, 
 if TYPE_CHECKING:
     from lockstep.comparison import Comparison
 
-STARTS, LENGTH, TRIALS = 3, 16, 6  # entries tried, ways out of each, and runs of the port a difference
+STARTS, LENGTH, TRIALS = 3, 16, 8  # entries tried, ways out of each, and runs of the port a difference
 SAMPLE = 4096  # numbers that decide how alike two arrays are
 
 
@@ -171,7 +171,9 @@ def _candidates(
                     fitted = _fitted(reference.values.get(t), port.values.get(j))
                     if fitted is not None:
                         lacks = t not in inside[0] or j not in inside[1]
-                        score = 0.3 * (a + b) + lacks - 6 * fitted[0] ** 4 - (2 if (t, j) in bound else 0)
+                        score = (
+                            0.3 * (a + b) + 0.5 * lacks - 6 * fitted[0] ** 4 - (2 if (t, j) in bound else 0)
+                        )
                         found[t, j] = (score, fitted[1])
     order = sorted(found, key=lambda pair: found[pair][0])[:TRIALS]
     for t, j in order:
@@ -216,7 +218,7 @@ def _alike(a: np.ndarray, b: np.ndarray) -> float:
         return 0.5
     x, y = x - x.mean(), y - y.mean()
     size = float(np.sqrt((x @ x) * (y @ y)))
-    return abs(float(x @ y)) / size if size else 0.0
+    return max(float(x @ y), 0.0) / size if size else 0.0
 
 
 def _kind(alignment: Alignment, regions: tuple[Region, Region], t: int, j: int) -> tuple[str, str]:
