@@ -171,9 +171,7 @@ def _candidates(
                     fitted = _fitted(reference.values.get(t), port.values.get(j))
                     if fitted is not None:
                         lacks = t not in inside[0] or j not in inside[1]
-                        score = (
-                            0.3 * (a + b) + 0.5 * lacks - 6 * fitted[0] ** 4 - (2 if (t, j) in bound else 0)
-                        )
+                        score = 0.3 * (a + b) + lacks - 6 * fitted[0] ** 4 - (2 if (t, j) in bound else 0)
                         found[t, j] = (score, fitted[1])
     order = sorted(found, key=lambda pair: found[pair][0])[:TRIALS]
     for t, j in order:
