@@ -28,7 +28,7 @@ UPSTREAM, FEW = 2.0, 8  # of the sites that an operand comes from; how many are 
 def parts(name: str) -> tuple[tuple[str, ...], str]:
     """The words of a leaf's path, and its own name: ``layers.0.q.weight`` has (layers, 0, query), weight."""
     apart = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
-    words = [WORDS.get(word, word) for word in re.findall(r"[a-z]+|\d+", apart)]
+    words = [str(WORDS.get(word, word)) for word in re.findall(r"[a-z]+|\d+", apart)]
     own: str = words.pop() if words and words[-1] in OWN else ""
     while words and (words[-1] in OWN - {"value", "embedding"}):
         words.pop()
@@ -42,12 +42,14 @@ def similarity(a: str, b: str) -> float:
     text = " ".join(path), " ".join(other)
     words = [[w for w in p if not w.isdigit()] for p in (path, other)]
     numbers = [[w for w in p if w.isdigit()] for p in (path, other)]
-    score = difflib.SequenceMatcher(None, *text).ratio()
+    score = difflib.SequenceMatcher(None, text[0], text[1]).ratio()
     if words[0] and words[1]:
         alike = difflib.SequenceMatcher(None, " ".join(words[0]), " ".join(words[1])).ratio()
         score += 0.5 if numbers[0] and numbers[0] == numbers[1] and alike > 0.9 else 0.0
         last = [next((w for w in reversed(p) if w != "proj"), "") for p in words]
-        score += 0.5 * difflib.SequenceMatcher(None, *last).ratio() + (0.5 if last[0] == last[1] else 0.0)
+        score += 0.5 * difflib.SequenceMatcher(None, last[0], last[1]).ratio() + (
+            0.5 if last[0] == last[1] else 0.0
+        )
     statistics = {"mean", "var"}
     if own == theirs and own in statistics | {"bias"}:
         return score + 0.5
@@ -106,7 +108,7 @@ class Binder:
                     continue
                 table = self.reference.weights[theirs.start : theirs.stop]
                 other, _ = fingerprint(table)
-                if other is None or not close(print_, other, NEAR):
+                if print_ is None or other is None or not close(print_, other, NEAR):
                     continue
                 order = same_order(table.reshape(theirs.shape), numbers.reshape(mine.shape), NEAR)
                 if order is not None:

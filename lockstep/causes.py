@@ -74,7 +74,7 @@ FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "the square root": lambda x: np.sqrt(np.abs(x)),
 }
 PARTS = ("abs", "exp", "square", "the square root")  # of other formulas more often than a mistake
-REDUCTIONS: dict[str, Callable[..., Array]] = {
+REDUCTIONS: dict[str, Callable[..., Any]] = {
     "the mean": np.mean,
     "the sum": np.sum,
     "the maximum": np.max,
@@ -386,8 +386,9 @@ def _by_functions(case: Case) -> str:
             for partner in itertools.islice(case.alignment.partners(False, x), 4):
                 if case.reproduces({}, _on(_steps(case), partner, FUNCTIONS[name])):
                     return f"the reference computes {name}, which the port leaves out"
-        alone = other and other not in PARTS and not name and y is not None and node is not None
-        if alone and case.reproduces({node: case.port.values[y]}):
+        if name or y is None or node is None or other in PARTS:
+            continue
+        if other and case.reproduces({node: case.port.values[y]}):
             return f"the port computes {other}, which the reference does not"
     return ""
 
@@ -402,7 +403,7 @@ def _applied(case: Case, port: bool) -> list[tuple[str, int, int]]:
         value = trace.values.get(node)
         for i in inputs if value is not None else ():
             x = trace.values[i]
-            if x.shape != value.shape or x.dtype.kind != "f":
+            if value is None or x.shape != value.shape or x.dtype.kind != "f":
                 continue
             for name, function in FUNCTIONS.items():
                 if distance(function(x), value) <= EXACT:
@@ -618,7 +619,7 @@ def _counts_padding(case: Case, ratio: Array) -> bool:
 
 
 def _related(case: Case) -> list[tuple[int, int]]:
-    ways = [
+    ways: list[list[int]] = [
         ways_out(trace.nodes, case.regions[port].nodes, start or 0)[:6]
         for port, trace, start in (
             (False, case.reference, case.finding.reference),
@@ -627,7 +628,7 @@ def _related(case: Case) -> list[tuple[int, int]]:
     ]
     before = [(case.finding.reference or 0, b) for _, b in case.finding.before]
     before += [(a, case.finding.port or 0) for a, _ in case.finding.before]
-    return [(case.t, case.j), *itertools.product(*ways), *before]
+    return [(case.t, case.j), *itertools.product(ways[0], ways[1]), *before]
 
 
 def _fit(a: Array, b: Array) -> tuple[Array, Array] | None:

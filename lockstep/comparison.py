@@ -382,7 +382,7 @@ class Comparison:
                 continue
             else:
                 for table in tables:
-                    if close(table.fingerprint, node.fingerprint, NEAR):
+                    if table.fingerprint is not None and close(table.fingerprint, node.fingerprint, NEAR):
                         fitted = fit_to(self.reference.values[table.id], value, NEAR)
                         if fitted is not None:
                             found[node.id] = fitted

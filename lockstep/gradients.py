@@ -128,7 +128,9 @@ def _describe(
     reference, port = comparison.reference, comparison.port
     used = {s.name: s.node for s in reference.sites}
     leaf, distance, words, numbers = max(far, key=lambda item: (bool(item[2]), used.get(item[0].name, -1)))
-    here = [s for s in port.sites if s.ids.size and _holds(comparison.binding.numbers[s.ids.flat[0]], leaf)]
+    here = [
+        s for s in port.sites if s.ids.size and _holds(int(comparison.binding.numbers[s.ids.flat[0]]), leaf)
+    ]
     place = comparison.place(reference, reference.nodes[used[leaf.name]]) if leaf.name in used else None
     other = comparison.place(port, port.nodes[here[-1].node]) if here else None
     cause = words or _padding(comparison, leaf, numbers)

@@ -70,7 +70,9 @@ class Recorded:
         """See `Model.replay`; nothing is computed again."""
         return {}
 
-    def gradients(self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray]) -> Gradients:
+    def gradients(
+        self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray], without: str = ""
+    ) -> Gradients:
         """See `Model.gradients`."""
         return self.backward[0 if np.array_equal(weights, self.run.weights) else -1]
 

@@ -135,8 +135,12 @@ class Edit:
 class Model(Protocol):
     """One side of a comparison. A recorded trace answers each question from what was stored."""
 
-    framework: str
     everything: bool  # keep all values, not only those of a first pass
+
+    @property
+    def framework(self) -> str:
+        """PyTorch, JAX or ONNX."""
+        ...
 
     def trace(
         self,

@@ -350,9 +350,9 @@ class Interpreter:
             if column and is_key(values[0]):
                 found.append(Operand(jnp.stack(values)))
                 continue
-            array = np.stack(values) if column else np.zeros(var.aval.shape)
+            array = np.stack([np.asarray(value) for value in values]) if column else np.zeros(var.aval.shape)
             ids = (
-                [np.stack([o.ids for o in column])]
+                [np.stack([o.ids for o in column if o.ids is not None])]
                 if column and all(o.ids is not None for o in column)
                 else None
             )

@@ -117,7 +117,9 @@ class OnnxModel:
         """See `Model.replay`; nothing is computed again."""
         return {}
 
-    def gradients(self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray]) -> Gradients:
+    def gradients(
+        self, weights: np.ndarray, cotangents: Mapping[str, np.ndarray], without: str = ""
+    ) -> Gradients:
         """There are none."""
         raise UserError(f"{self.path} has no gradients")
 

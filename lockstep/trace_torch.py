@@ -424,8 +424,9 @@ class TorchModel:
         trace.scalars = sorted(tracer.scalars | constants)
         trace.given, trace.summed = self.given, self.summed
         for path, part in module.named_modules():
-            if getattr(part, "padding_idx", None) is not None:
-                trace.padding[f"{path}.weight" if path else "weight"] = int(part.padding_idx)
+            index: Any = getattr(part, "padding_idx", None)
+            if index is not None:
+                trace.padding[f"{path}.weight" if path else "weight"] = int(index)
         trace.versions = {name: version(name) for name in ("torch", "numpy")}
         return recorder.finish()
 

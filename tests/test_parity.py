@@ -153,7 +153,7 @@ def biased_running_variance(patch: pytest.MonkeyPatch) -> None:
 def batch_norm_epsilon(patch: pytest.MonkeyPatch) -> None:
     original = jax_impl.model.BatchNorm
     patch.setattr(
-        jax_impl.model, "BatchNorm", lambda channels, _, momentum: original(channels, 1.1e-5, momentum)
+        jax_impl.model, "BatchNorm", lambda channels, _, *others: original(channels, 1.1e-5, *others)
     )
 
 
@@ -172,7 +172,11 @@ def same_padding(patch: pytest.MonkeyPatch) -> None:
 
 def batch_norm_momentum(patch: pytest.MonkeyPatch) -> None:
     original = jax_impl.model.BatchNorm  # 0.01 is Flax's default of 0.99 in PyTorch's terms
-    patch.setattr(jax_impl.model, "BatchNorm", lambda channels, epsilon, _: original(channels, epsilon, 0.01))
+    patch.setattr(
+        jax_impl.model,
+        "BatchNorm",
+        lambda channels, epsilon, _, devices: original(channels, epsilon, 0.01, devices),
+    )
 
 
 def sgd_momentum(patch: pytest.MonkeyPatch) -> None:

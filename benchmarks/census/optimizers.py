@@ -67,7 +67,7 @@ def _scale_by_rprop(shrink: float = 0.5, grow: float = 1.2, low: float = 1e-6, h
         grads = jax.tree.map(lambda s, g: jnp.where(s < 0, 0.0, g), signs, grads)
         return jax.tree.map(lambda size, g: size * jnp.sign(g), steps, grads), (steps, grads)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def _scale_by_torch_nadam(decay: float = 4e-3, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
@@ -98,7 +98,7 @@ def _scale_by_torch_nadam(decay: float = 4e-3, b1: float = 0.9, b2: float = 0.99
 
         return jax.tree.map(direction, grads, m, v), (count + 1, product, m, v)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
 OPTIMIZERS = [
@@ -424,7 +424,8 @@ def measure() -> list[dict[str, Any]]:
         apart = {
             key: None
             if function is None
-            else np.abs(np.array([float(function(step)) for step in range(STEPS)]) - rates) / rates.max()
+            else np.abs(np.array([np.asarray(function(step)).item() for step in range(STEPS)]) - rates)
+            / rates.max()
             for key, function in (("same_name", schedule.same_name), ("equal_form", schedule.equal))
         }
         rows.append(_row("schedule", schedule.name, schedule.settings, apart))

@@ -414,7 +414,7 @@ def names() -> Iterator[str]:
 def build(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:
     """PyTorch's model, Flax's with its parameters, and inputs; float32, in evaluation mode."""
     import torch
-    import transformers
+    import transformers  # pyright: ignore[reportMissingImports]
 
     _restore_clip()
     family, (inputs, shared, models) = next(item for item in FAMILIES.items() if name in item[1][2])
