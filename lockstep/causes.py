@@ -464,8 +464,8 @@ def _by_wiring(case: Case) -> str:
             value, other = case.port.values.get(i), case.port.values[partners[0]]
             if value is None or value.size != other.size or value.dtype.kind != other.dtype.kind:
                 continue
-            prints = fingerprint(value)[0], fingerprint(other)[0]
-            if prints[0] is not None and prints[1] is not None and close(*prints, NEAR):
+            first, second = fingerprint(value)[0], fingerprint(other)[0]
+            if first is not None and second is not None and close(first, second, NEAR):
                 continue  # the same numbers, arranged otherwise
             fitted = next((other.transpose(p) for p in permutations(other.shape, value.shape)), None)
             if fitted is not None and case.reproduces({}, _on(steps, i, lambda x, y=fitted: y)):
@@ -489,8 +489,8 @@ def _by_wiring(case: Case) -> str:
         if x is None or y is None or x.shape != y.shape or x.dtype.kind != "f" or not x.ndim:
             continue
         known = all(case.alignment.is_matched(True, k) for k in other.inputs)
-        prints = fingerprint(x)[0], fingerprint(y)[0]
-        if not known or prints[0] is None or prints[1] is None or close(*prints, NEAR):
+        first, second = fingerprint(x)[0], fingerprint(y)[0]
+        if not known or first is None or second is None or close(first, second, NEAR):
             continue  # unknown, or the same numbers, arranged otherwise
         if case.reproduces({}, _on(steps, i, lambda _, y=y: y)):
             mine = _what(case.port.nodes[i])

@@ -157,7 +157,7 @@ def _check(module: ModuleType, path: Path, needed: tuple[str, ...]) -> None:
         raise UserError(f"{path} must define the function {' and '.join(missing)}; see docs/porting.md")
     known = [*NAMES, *NAMES.values()]
     for name in vars(module):
-        meant = difflib.get_close_matches(name.lower(), known, 1, 0.85)
+        meant = difflib.get_close_matches(name, [n for n in known if not hasattr(module, n)], 1, 0.85)
         if meant and name not in known:
             print(
                 f"note: {path} defines {name}, which is not used; did you mean {meant[0]}?", file=sys.stderr

@@ -129,7 +129,8 @@ def test_a_run_that_loses_a_process_says_so_and_goes_on_with_one_device(killed, 
     os.kill(int(children.stdout.split()[-2:][killed]), signal.SIGKILL)
     _, errors = launcher.communicate(timeout=MINUTE)
     assert launcher.returncode == 2
-    (line,) = errors.splitlines()
+    assert len(errors.splitlines()) == 1, errors
+    line = errors.strip()
     by_launcher = "error: a process of this run was killed, and the run ended; "
     by_first = "error: another process of this run has ended, and the run with it; "
     step = load_checkpoint(out / FILE_NAME).step
