@@ -199,7 +199,8 @@ def run_command(options_type: type[OptionsT], main: Callable[[OptionsT], None], 
         sys.exit(128 + getattr(interruption, "number", signal.SIGINT))
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is _interrupt:  # main may have chosen another, to say its last line
+                signal.signal(number, handler)
 
 
 class Interrupted(KeyboardInterrupt):
