@@ -140,7 +140,10 @@ READERS = {
     "resume": (resume, changed(ABOUT).map(pack), ()),
     "onnx": (run_onnx, damaged(make_onnx()), ()),
 }
-COUNTS = [pytest.param(20, id="20"), pytest.param(10_000, id="10000", marks=[pytest.mark.slow, pytest.mark.hours])]
+COUNTS = [
+    pytest.param(20, id="20"),
+    pytest.param(10_000, id="10000", marks=[pytest.mark.slow, pytest.mark.hours]),
+]
 
 
 @pytest.mark.parametrize("count", COUNTS)
