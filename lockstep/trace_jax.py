@@ -14,7 +14,7 @@ from jax.extend import core
 
 from lockstep.adapters import Adapter, is_array
 from lockstep.align import ancestors
-from lockstep.errors import UserError
+from lockstep.errors import UserError, explain, own_line
 from lockstep.evaluate import DTYPES, KERNELS, MOVES
 from lockstep.outputs import labelled
 from lockstep.recorder import Operand, Recorder
@@ -468,9 +468,8 @@ class JaxModel:
             except Exception as error:
                 problems.append(error)
         first = problems[0]
-        raise UserError(
-            f"the JAX model cannot take these inputs: {explain(first)}{_own_line(first)}"
-        ) from first
+        line = own_line(first, (*LIBRARIES, HERE, "<"))
+        raise UserError(f"the JAX model cannot take these inputs: {explain(first)}{line}") from first
 
     def _prepare(self, args: tuple, kwargs: dict) -> None:
         """Make the jaxpr: in float64, or in the model's own types if it insists on them."""
@@ -728,17 +727,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def explain(error: BaseException) -> str:
-    """An error in one line."""
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _own_line(error: BaseException) -> str:
-    import traceback
-
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith((*LIBRARIES, HERE, "<"))]
-    return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""

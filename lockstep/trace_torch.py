@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lockstep.errors import UserError
+from lockstep.errors import UserError, explain, own_line
 from lockstep.outputs import labelled
 from lockstep.recorder import Operand, Recorder
 from lockstep.trace import Edit, Gradients, Rounded, Source, Trace
@@ -491,7 +491,7 @@ class TorchModel:
         except UserError:
             raise
         except Exception as error:
-            line = _own_line(error)
+            line = own_line(error, LIBRARIES)
             raise UserError(f"the PyTorch model cannot take these inputs: {explain(error)}{line}") from error
 
     def _loss(self, out: Any) -> torch.Tensor | None:
@@ -646,17 +646,3 @@ def _watch(module: torch.nn.Module, tracer: Tracer) -> list[Any]:
 
         hooks += [part.register_forward_pre_hook(enter), part.register_forward_hook(leave, always_call=True)]
     return hooks
-
-
-def explain(error: BaseException) -> str:
-    """An error in one line."""
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _own_line(error: Exception) -> str:
-    import traceback
-
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(LIBRARIES)]
-    return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
