@@ -4,6 +4,7 @@ A `Trace` holds NumPy arrays, strings and numbers only, so it can be written to 
 without the model or its framework. What needs the model, a second run or gradients, is behind `Model`.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -120,8 +121,7 @@ class Trace:
 
     def leaf(self, number: int) -> Leaf:
         """The leaf that a number of ``weights`` belongs to."""
-        starts = [leaf.start for leaf in self.leaves]
-        return self.leaves[int(np.searchsorted(starts, number, side="right")) - 1]
+        return self.leaves[bisect_right(self.leaves, number, key=lambda leaf: leaf.start) - 1]
 
 
 @dataclass(frozen=True)
