@@ -36,6 +36,11 @@ class Devices:
         return self.mesh.size if self.mesh else 1
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether the arrays are on a CPU, whatever else the machine has."""
+        return self.device.platform == "cpu"
+
+    @property
     def index(self) -> Array | int:
         """The number of this device, from 0; within `share_steps`."""
         return lax.axis_index(AXIS) if self.mesh else 0
@@ -50,17 +55,17 @@ class Devices:
         """The threads that XLA computes with on a CPU: one a core."""
         return count_cores()
 
-    @property
-    def placement(self) -> Any:
-        """Where the run's arrays are: on the device; if there are several, the same on each."""
-        return NamedSharding(self.mesh, PartitionSpec()) if self.mesh else self.device
+    def put(self, arrays: Any) -> Any:
+        """Return a copy of the arrays on the device; if there are several, the same on each."""
+        placement = NamedSharding(self.mesh, PartitionSpec()) if self.mesh else self.device
+        return jax.device_put(arrays, placement, may_alias=False)
 
     def sum(self, x: Any) -> Any:
         """Return the sum of all devices' arrays, the same bits on each; with one device the arrays."""
         return lax.psum(x, AXIS) if self.mesh else x
 
     def fetch(self, arrays: Any) -> Any:
-        """Return what is on the first device of this process, of arrays with that `placement`."""
+        """Return what is on the first device of this process, of arrays that are on each."""
         return jax.tree.map(lambda array: array.addressable_data(0), arrays) if self.mesh else arrays
 
     def share_steps(self, steps_fn: Callable[..., Any]) -> Callable[..., Any]:

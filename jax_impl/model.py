@@ -2,18 +2,19 @@
 
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 from jax import Array, lax
 
 from jax_impl.devices import Devices, select_devices
-from jax_impl.ops import avg_pool, batch_norm, compute_once, conv2d, max_pool
+from jax_impl.kernels import avg_pool, compute_once, conv2d, max_pool
+from jax_impl.ops import batch_norm
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
 from recipe.networks import Average, AvgPool, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
 from recipe.random_numbers import keep_mask
+
+State = dict[str, Array]  # arrays under the names of a checkpoint, such as conv1.weight
 
 
 class ConvNet(nnx.Module):
@@ -26,6 +27,7 @@ class ConvNet(nnx.Module):
     """
 
     def __init__(self, network: Network, dropout: float, devices: Devices):
+        super().__init__()
         self.network = network
         self.dropout = dropout
         self.devices = devices
@@ -60,7 +62,8 @@ class ConvNet(nnx.Module):
             elif isinstance(operation, Dropout):
                 if dropout_keys is not None and self.dropout:
                     first = self.devices.index * len(x)
-                    x = drop(x, self.dropout, dropout_keys[dropouts], number_elements(layer.out_shape), first)
+                    element = number_elements(layer.out_shape)
+                    x = drop(x, self.dropout, dropout_keys[dropouts], element, first, self.devices.on_cpu)
                 dropouts += 1
         return x.reshape(x.shape[0], -1)
 
@@ -70,48 +73,53 @@ def build_layer(layer: Layer, devices: Devices) -> nnx.Module | None:
     channels = layer.in_shape[0]
     match layer.operation:
         case Conv(filters, kernel, pad, bias, None):
-            return Convolution(channels, filters, kernel, pad, bias)
+            return Convolution(channels, filters, kernel, pad, bias, devices)
         case Norm(epsilon, momentum):
             return BatchNorm(channels, epsilon, momentum, devices)
     return None
 
 
 class Convolution(nnx.Module):
-    """Convolution with explicit padding; ``nnx.Conv``'s parameters under the same names."""
+    """Convolution in the type of what it is given, which may be less precise than the weights.
 
-    def __init__(self, channels: int, filters: int, kernel: int, pad: int, bias: bool):
-        self.kernel = nnx.Param(jnp.zeros((kernel, kernel, channels, filters)))
+    Its parameters are ``nn.Conv2d``'s, under the same names.
+    """
+
+    def __init__(self, channels: int, filters: int, kernel: int, pad: int, bias: bool, devices: Devices):
+        super().__init__()
+        self.weight = nnx.Param(jnp.zeros((filters, channels, kernel, kernel)))
         self.bias = nnx.Param(jnp.zeros(filters)) if bias else None
-        self.pad = pad
+        self.pad, self.on_cpu = pad, devices.on_cpu
 
     def __call__(self, x: Array) -> Array:
-        """(N, H, W, channels) -> (N, H', W', filters), in x's type, which may be less precise."""
-        y = conv2d(x, self.kernel[...].astype(x.dtype), self.pad)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        """(N, H, W, channels) -> (N, H', W', filters), in x's type."""
+        bias = None if self.bias is None else self.bias[...].astype(x.dtype)
+        return conv2d(x, self.weight[...].astype(x.dtype), bias, self.pad, self.on_cpu)
 
 
 class BatchNorm(nnx.Module):
-    """Batch norm with the unbiased running variance, as in PyTorch; ``nnx.BatchNorm`` has the biased one."""
+    """Batch norm over the images of all devices, with ``nn.BatchNorm2d``'s tensors under the same names."""
 
     def __init__(self, channels: int, epsilon: float, momentum: float, devices: Devices):
-        self.scale = nnx.Param(jnp.ones(channels))
+        super().__init__()
+        self.weight = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
-        self.mean = nnx.BatchStat(jnp.zeros(channels))
-        self.var = nnx.BatchStat(jnp.ones(channels))
+        self.running_mean = nnx.BatchStat(jnp.zeros(channels))
+        self.running_var = nnx.BatchStat(jnp.ones(channels))
         self.epsilon, self.momentum, self.devices = epsilon, momentum, devices
         self.use_running_average = False  # set by the module's train() and eval()
 
     def __call__(self, x: Array) -> Array:
-        """(N, H, W, channels), normalised over all but the last axis; statistics at least in float32."""
-        scale, bias = self.scale[...], self.bias[...]
+        """(N, H, W, channels), normalised over all but the channels; statistics at least in float32."""
+        weight, bias = self.weight[...], self.bias[...]
+        mean, var = self.running_mean[...], self.running_var[...]
         if self.use_running_average:
-            y = (x - self.mean[...]) * (lax.rsqrt(self.var[...] + self.epsilon) * scale) + bias
-            return y.astype(x.dtype)
-        y, mean, variance = batch_norm(x, scale, bias, self.epsilon, self.devices)  # pyright: ignore[reportGeneralTypeIssues]
+            return ((x - mean) * (lax.rsqrt(var + self.epsilon) * weight) + bias).astype(x.dtype)
+        y, batch_mean, batch_var = batch_norm(x, weight, bias, self.epsilon, self.devices)  # pyright: ignore[reportGeneralTypeIssues]
         count = self.devices.count * x.size // x.shape[-1]
-        unbiased = variance * (count / (count - 1))
-        self.mean[...] = lax.stop_gradient((1 - self.momentum) * self.mean[...] + self.momentum * mean)
-        self.var[...] = lax.stop_gradient((1 - self.momentum) * self.var[...] + self.momentum * unbiased)
+        unbiased = batch_var * (count / (count - 1))
+        self.running_mean[...] = lax.stop_gradient((1 - self.momentum) * mean + self.momentum * batch_mean)
+        self.running_var[...] = lax.stop_gradient((1 - self.momentum) * var + self.momentum * unbiased)
         return y
 
 
@@ -120,49 +128,29 @@ def number_elements(shape: Shape) -> Array:
     return jnp.arange(prod(shape), dtype=jnp.int32).reshape(1, *shape).transpose(0, 2, 3, 1)
 
 
-def drop(x: Array, rate: float, key: Array, element: Array, first: Array | int) -> Array:
+def drop(x: Array, rate: float, key: Array, element: Array, first: Array | int, on_cpu: bool) -> Array:
     """Dropout of (N, H, W, C) by the hash of `recipe.random_numbers.keep_mask`.
 
     The key is int32 (2,); ``element`` is from `number_elements`; ``first`` is the number of the first image.
     """
-    images = jnp.arange(len(x), dtype=jnp.int32) + first
-    keep = compute_once(lambda image: keep_mask(image * element.size + element[0], key, rate), images)
+    image = jnp.arange(len(x), dtype=jnp.int32) + first
+    keep = compute_once(lambda i: keep_mask(i * element.size + element[0], key, rate), image, on_cpu)
     return jnp.where(keep, x * (1 / (1 - rate)), 0)
 
 
-# Canonical (PyTorch's) tensor names to Flax's.
-_FLAX_NAMES = {
-    ("conv", "weight"): "kernel",
-    ("conv", "bias"): "bias",
-    ("norm", "weight"): "scale",
-    ("norm", "bias"): "bias",
-    ("norm", "running_mean"): "mean",
-    ("norm", "running_var"): "var",
-}
+def load_tensors(model: ConvNet, tensors: Tensors) -> None:
+    """Set the parameters and running statistics."""
+    nnx.update(model, traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in tensors.items()}, sep="."))
 
 
-def find_variable(model: ConvNet, name: str) -> Any:
-    """The Flax variable of a canonical name: of conv1.weight, ``model.conv1.kernel``."""
-    layer, tensor = name.split(".")
-    return getattr(getattr(model, layer), _FLAX_NAMES[layer[:4], tensor])
+def with_tensors(model: ConvNet, tensors: State) -> ConvNet:
+    """A copy of the model with these parameters and running statistics."""
+    return nnx.merge(nnx.graphdef(model), traverse_util.unflatten_dict(tensors, sep="."))
 
 
-def load_tensors(model: ConvNet, tensors: Tensors, prefix: str = "") -> None:
-    """Set those parameters and running statistics that are among the canonical tensors."""
-    for name in (*model.network.parameters, *model.network.buffers):
-        if prefix + name in tensors:
-            value = tensors[prefix + name]
-            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
-            find_variable(model, name).set_value(jnp.asarray(value))
-
-
-def dump_tensors(model: ConvNet, prefix: str = "") -> Tensors:
-    """Parameters and running statistics as canonical tensors."""
-    tensors = {}
-    for name in (*model.network.parameters, *model.network.buffers):
-        value = np.asarray(find_variable(model, name).get_value())
-        tensors[prefix + name] = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
-    return tensors
+def tensors_of(model: ConvNet, kind: type[nnx.Variable] = nnx.Variable) -> State:
+    """The model's parameters and running statistics, or those of one kind, by name."""
+    return traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model, kind)), sep=".")
 
 
 def load_model(path: Path | str) -> ConvNet:

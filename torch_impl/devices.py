@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
@@ -34,6 +35,10 @@ class Devices:
     def threads(self) -> int:
         """The threads that PyTorch computes with on a CPU."""
         return torch.get_num_threads()
+
+    def put(self, array: np.ndarray) -> Tensor:
+        """Return a copy of the array on this device."""
+        return torch.tensor(array, device=self.device)
 
     def sum(self, x: Tensor) -> Tensor:
         """Return the sum of all devices' tensors, the same bits on each; of one device the tensor itself."""

@@ -2,17 +2,18 @@
 
 from math import prod
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor as Array
+from torch import nn
 from torch.nn import functional
 
 from recipe.checkpoint import Tensors, find_checkpoint, load_checkpoint
 from recipe.networks import Average, AvgPool, Conv, Dropout, Layer, MaxPool, Network, Norm, Relu, Shape
 from recipe.random_numbers import keep_mask
 from torch_impl.devices import Devices, select_devices
-from torch_impl.ops import batch_norm, conv2d
+from torch_impl.kernels import avg_pool, conv2d, max_pool
+from torch_impl.ops import batch_norm
 
 
 class ConvNet(nn.Module):
@@ -31,12 +32,12 @@ class ConvNet(nn.Module):
         self.devices = devices
         for layer in network.layers:
             if (module := build_layer(layer, devices)) is not None:
-                self.add_module(layer.name, module)
+                setattr(self, layer.name, module)
             if isinstance(layer.operation, Dropout) and dropout:
                 # Compiled code reads numbers from memory in x's layout faster than it computes them.
                 self.register_buffer(layer.name, number_elements(layer.out_shape), persistent=False)
 
-    def forward(self, x: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
+    def forward(self, x: Array, dropout_keys: Array | None = None) -> Array:
         """Logits.
 
         Args:
@@ -50,16 +51,14 @@ class ConvNet(nn.Module):
         dropouts = 0
         for layer in self.network.layers:
             operation = layer.operation
-            if isinstance(operation, Conv):
-                x = convolve(getattr(self, layer.owner), x)
-            elif isinstance(operation, Norm):
-                x = getattr(self, layer.name)(x)
+            if isinstance(operation, Conv | Norm):
+                x = getattr(self, layer.owner)(x)
             elif isinstance(operation, Relu):
                 x = functional.relu(x)
             elif isinstance(operation, MaxPool):
-                x = functional.max_pool2d(x, 2)
+                x = max_pool(x)
             elif isinstance(operation, AvgPool):
-                x = functional.avg_pool2d(x, 2)
+                x = avg_pool(x)
             elif isinstance(operation, Average):
                 x = x.to(torch.promote_types(x.dtype, torch.float32)).mean((2, 3), keepdim=True)
             elif isinstance(operation, Dropout):
@@ -75,48 +74,56 @@ def build_layer(layer: Layer, devices: Devices) -> nn.Module | None:
     channels = layer.in_shape[0]
     match layer.operation:
         case Conv(filters, kernel, pad, bias, None):
-            return nn.Conv2d(channels, filters, kernel, padding=pad, bias=bias)
+            return Convolution(channels, filters, kernel, pad, bias)
         case Norm(epsilon, momentum):
             return BatchNorm(channels, epsilon, momentum, devices)
     return None
 
 
-def convolve(module: nn.Conv2d, x: Tensor) -> Tensor:
-    """The convolution in x's type, which may be less precise than the weights'."""
-    kernel, pad = module.weight.to(x.dtype), cast(int, module.padding[0])
-    bias = None if module.bias is None else module.bias.to(x.dtype)
-    if x.dtype != torch.float64 or x.device.type != "cpu":
-        return functional.conv2d(x, kernel, bias, padding=pad)
-    y = conv2d(x, kernel, pad)
-    return y if bias is None else y + bias[:, None, None]
+class Convolution(nn.Conv2d):
+    """Convolution in the type of what it is given, which may be less precise than the weights."""
+
+    def __init__(self, channels: int, filters: int, kernel: int, pad: int, bias: bool):
+        super().__init__(channels, filters, kernel, padding=pad, bias=bias)
+        self.pad = pad
+
+    def forward(self, x: Array) -> Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(N, channels, H, W) -> (N, filters, H', W'), in x's type."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return conv2d(x, self.weight.to(x.dtype), bias, self.pad)
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm over the images of all devices."""
+class BatchNorm(nn.Module):
+    """Batch norm over the images of all devices, with ``nn.BatchNorm2d``'s tensors under the same names."""
 
     def __init__(self, channels: int, epsilon: float, momentum: float, devices: Devices):
-        super().__init__(channels, epsilon, momentum)
-        self.devices = devices
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.epsilon, self.momentum, self.devices = epsilon, momentum, devices
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, channels, H, W), normalised over all but the channels."""
-        if not self.training or (self.devices.count == 1 and input.dtype != torch.float64):
-            return super().forward(input)
-        y, mean, variance = batch_norm(input, self.weight, self.bias, self.eps, self.devices)
-        count = self.devices.count * input.numel() // self.num_features
-        unbiased = variance * (count / (count - 1))
+    def forward(self, x: Array) -> Array:
+        """(N, channels, H, W), normalised over all but the channels; statistics at least in float32."""
+        mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        if not self.training:
+            return functional.batch_norm(x, mean, var, self.weight, self.bias, eps=self.epsilon)
+        y, batch_mean, batch_var = batch_norm(x, self.weight, self.bias, self.epsilon, self.devices)
+        count = self.devices.count * x.numel() // x.shape[1]
+        unbiased = batch_var * (count / (count - 1))
         with torch.no_grad():
-            self.get_buffer("running_mean").lerp_(mean, cast(float, self.momentum))
-            self.get_buffer("running_var").lerp_(unbiased, cast(float, self.momentum))
+            mean.lerp_(batch_mean, self.momentum)
+            var.lerp_(unbiased, self.momentum)
         return y
 
 
-def number_elements(shape: Shape) -> Tensor:
+def number_elements(shape: Shape) -> Array:
     """The number of each element within its image (C, H, W): int32 (1, C, H, W)."""
     return torch.arange(prod(shape), dtype=torch.int32).view(1, *shape)
 
 
-def drop(x: Tensor, rate: float, key: Tensor, element: Tensor, first: int) -> Tensor:
+def drop(x: Array, rate: float, key: Array, element: Array, first: int) -> Array:
     """Dropout of (N, C, H, W) by the hash of `recipe.random_numbers.keep_mask`.
 
     The key is int32 (2,); ``element`` is from `number_elements`; ``first`` is the number of the first image.
@@ -126,23 +133,9 @@ def drop(x: Tensor, rate: float, key: Tensor, element: Tensor, first: int) -> Te
     return torch.where(keep, x * (1 / (1 - rate)), 0)
 
 
-def load_tensors(model: ConvNet, tensors: Tensors, prefix: str = "") -> None:
-    """Set those parameters and running statistics that are among the canonical tensors."""
-    state = {
-        name: torch.from_numpy(tensors[prefix + name])
-        for name in (*model.network.parameters, *model.network.buffers)
-        if prefix + name in tensors
-    }
-    model.load_state_dict(state, strict=False)  # all but PyTorch's own batch counters
-
-
-def dump_tensors(model: ConvNet, prefix: str = "") -> Tensors:
-    """Parameters and running statistics as canonical tensors."""
-    state = model.state_dict()
-    return {
-        prefix + name: state[name].numpy(force=True).copy()
-        for name in (*model.network.parameters, *model.network.buffers)
-    }
+def load_tensors(model: ConvNet, tensors: Tensors) -> None:
+    """Set the parameters and running statistics."""
+    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
 
 
 def load_model(path: Path | str) -> ConvNet:

@@ -1,15 +1,13 @@
 """Train a network in PyTorch: ``python -m torch_impl.train --help``."""
 
 import copy
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch._functorch import config as partitioner
+from torch import Tensor as Array
 from torch.nn import functional
 
 from recipe.augmentation import SIDE, UNIT, crop, pad, warp
@@ -21,18 +19,18 @@ from recipe.plan import Plan, steps_per_epoch
 from recipe.recipes import PRECISIONS, Precision, Recipe
 from recipe.rounding import MOMENTUM, STATE, round_to_grid
 from recipe.run import TrainOptions
-from torch_impl.compile import StepLoop, compile_if_possible, keep_freed_memory
 from torch_impl.data import read_mnist
 from torch_impl.devices import Devices, run
-from torch_impl.model import ConvNet, dump_tensors, load_tensors
+from torch_impl.loop import StepLoop, compile_if_possible, configure, fill_momentum
+from torch_impl.model import ConvNet
 
 
-def normalise(pixels: Tensor, white: int, dtype: torch.dtype) -> Tensor:
+def normalise(pixels: Array, white: int, dtype: torch.dtype) -> Array:
     """Integers (N, 28, 28), 0 to ``white``, to normalised images (N, 1, 28, 28)."""
     return (pixels.to(dtype) * (1 / (white * STD)) - MEAN / STD)[:, None]
 
 
-def prepare_images(padded: Tensor, indices: Tensor, affine: Tensor, dtype: torch.dtype) -> Tensor:
+def prepare_images(padded: Array, indices: Array, affine: Array, dtype: torch.dtype) -> Array:
     """One batch of training images, warped unless ``affine`` is empty: (B, 1, 28, 28)."""
     if len(affine) == 0:
         return normalise(crop(padded[indices]), 255, dtype)
@@ -41,8 +39,8 @@ def prepare_images(padded: Tensor, indices: Tensor, affine: Tensor, dtype: torch
 
 
 def training_loss(
-    model: ConvNet, recipe: Recipe, dtype: torch.dtype, padded: Tensor, labels: Tensor, step: Plan
-) -> tuple[Tensor, Tensor]:
+    model: ConvNet, recipe: Recipe, dtype: torch.dtype, padded: Array, labels: Array, step: Plan
+) -> tuple[Array, Array]:
     """Mean cross entropy of one step's batch and the number of correct predictions.
 
     With several devices, this one's share of both. The running statistics of the model, which is in training
@@ -53,10 +51,10 @@ def training_loss(
         recipe: for label smoothing.
         dtype: the type to compute in.
         padded: all training images, from `recipe.augmentation.pad`.
-        labels: all training labels, int64.
+        labels: all training labels, uint8.
         step: one step of a plan.
     """
-    images, targets = prepare_images(padded, step.indices, step.affine, dtype), labels[step.indices]
+    images, targets = prepare_images(padded, step.indices, step.affine, dtype), labels[step.indices].long()
     logits = model(images, step.dropout_keys)
     loss = functional.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
     return loss / model.devices.count, (logits.argmax(1) == targets).sum()
@@ -64,23 +62,20 @@ def training_loss(
 
 def make_optimizer(recipe: Recipe, model: ConvNet) -> torch.optim.Optimizer:
     """SGD with momentum, its learning rate in one tensor; weight decay on the convolution kernels only."""
-    kernels = [p for name, p in model.named_parameters() if name in model.network.kernels]
-    others = [p for name, p in model.named_parameters() if name not in model.network.kernels]
-    groups = [{"params": kernels, "weight_decay": recipe.weight_decay}, {"params": others}]
+    kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
+    others = [parameter for parameter in model.parameters() if parameter.ndim != 4]
+    decay = [{"params": kernels, "weight_decay": recipe.weight_decay}, {"params": others}]
     lr = torch.zeros((), dtype=kernels[0].dtype, device=kernels[0].device)
-    optimizer = torch.optim.SGD(groups, lr, recipe.momentum, nesterov=recipe.nesterov, foreach=True)
-    for parameter in model.parameters():
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+    return torch.optim.SGD(decay, lr, recipe.momentum, nesterov=recipe.nesterov, foreach=True)
 
 
 def train_step(
     optimizer: torch.optim.Optimizer,
     devices: Devices,
-    loss_fn: Callable[[Plan], tuple[Tensor, Tensor]],
-    update_fn: Callable[[Tensor], None],
+    loss_fn: Callable[[Plan], tuple[Array, Array]],
+    update_fn: Callable[[Plan], None],
     step: Plan,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Array, Array]:
     """Take one step; returns the loss and the number of correct predictions before its update."""
     optimizer.zero_grad()
     loss, correct = loss_fn(step)
@@ -88,54 +83,33 @@ def train_step(
     loss = loss.detach()
     grads = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
     devices.sum_in_place([*grads, loss, correct])
-    optimizer.defaults["lr"].copy_(step.lr)
-    update_fn(step.ema_decay)
+    update_fn(step)
     return loss, correct
 
 
 @torch.no_grad()
-def update_parameters(
-    optimizer: torch.optim.Optimizer,
-    model: ConvNet,
-    ema: ConvNet | None,
-    on_grid: bool,
-    ema_decay: Tensor,
+def update(
+    optimizer: torch.optim.Optimizer, network: Network, on_grid: bool, state: dict[str, Array], step: Plan
 ) -> None:
-    """Take the optimizer's step; then ema <- decay ema + (1 - decay) model, parameters and statistics.
+    """Take the optimizer's step, and average <- decay average + (1 - decay) model where there is an average.
 
-    Round the new state to the grid if it belongs there.
+    The average is of parameters and statistics. On the grid, the whole new state is rounded to it.
     """
+    for group in optimizer.param_groups:
+        group["lr"].copy_(step.lr)
     optimizer.step()
-    if ema is not None:
-        torch._foreach_lerp_(_floats(ema), _floats(model), 1 - ema_decay)  # pyright: ignore
+    for name in (*network.parameters, *network.buffers):
+        if f"average/{name}" in state:
+            state[f"average/{name}"].lerp_(state[name], 1 - step.ema_decay)
     if on_grid:
-        for tensor in (*_floats(model), *(_floats(ema) if ema is not None else ())):
-            tensor.copy_(round_to_grid(tensor, STATE))
-        for momentum in (state["momentum_buffer"] for state in optimizer.state.values()):
-            momentum.copy_(round_to_grid(momentum, MOMENTUM))
+        for name, tensor in state.items():
+            tensor.copy_(round_to_grid(tensor, MOMENTUM if name.startswith("momentum/") else STATE))
 
 
-def _floats(model: ConvNet) -> list[Tensor]:
-    return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
-
-
-def predict_batch(model: ConvNet, dtype: torch.dtype, padded: Tensor) -> Tensor:
+def predict_batch(model: ConvNet, dtype: torch.dtype, padded: Array) -> Array:
     """Logits (N, 10) of padded images, by the model in evaluation mode."""
     with torch.inference_mode():
         return model.eval()(normalise(crop(padded), 255, dtype))
-
-
-def configure(precision: Precision) -> None:
-    """Set up PyTorch for the whole process; the precision changes nothing."""
-    # No TF32, which has ten bits. After the newer `fp32_precision`, torch.onnx.export fails in this process.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
-    # Compute masks again in the backward pass, because compiled code for CPUs stores booleans one by one.
-    partitioner.ban_recompute_used_far_apart = False
-    partitioner.ban_recompute_long_fusible_chains = False
-    keep_freed_memory()
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA's compiler but no CUDA
 
 
 class Trainer:
@@ -150,73 +124,60 @@ class Trainer:
     ):
         configure(precision)
         self.devices = devices
-        self.dtype = getattr(torch, PRECISIONS[precision].dtype)
-        self.compute_dtype = getattr(torch, PRECISIONS[precision].compute_dtype)
-        self.train_images = torch.from_numpy(pad(dataset.train_images)).to(devices.device)
-        self.train_labels = torch.from_numpy(dataset.train_labels).to(devices.device, torch.int64)
-        self.val_images = torch.from_numpy(pad(dataset.val_images)).to(devices.device)
-        self.val_labels = torch.from_numpy(dataset.val_labels).to(devices.device, torch.int64)
+        self.dtype = getattr(torch, PRECISIONS[precision].compute_dtype)
+        self.train_images = devices.put(pad(dataset.train_images))
+        self.train_labels = devices.put(dataset.train_labels)
+        self.val_images = devices.put(pad(dataset.val_images))
+        self.val_labels = devices.put(dataset.val_labels)
 
-        self.model = ConvNet(network, recipe.dropout, devices).to(devices.device, self.dtype)
-        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model = ConvNet(network, recipe.dropout, devices)
+        weights_dtype = getattr(torch, PRECISIONS[precision].dtype)
+        self.model.to(devices.device, weights_dtype, memory_format=torch.channels_last)  # pyright: ignore
         averages = recipe.ema_decay is not None
-        self.ema = copy.deepcopy(self.model).requires_grad_(False) if averages else None
+        self.average = copy.deepcopy(self.model).requires_grad_(False) if averages else self.model
         self.optimizer = make_optimizer(recipe, self.model)
-        loss_fn = partial(
-            training_loss, self.model, recipe, self.compute_dtype, self.train_images, self.train_labels
-        )
+        momentum = fill_momentum(self.optimizer)
+        # The tensors of a checkpoint, under its names; a step changes them in place.
+        self.state = dict(self.model.state_dict())
+        self.state |= {f"momentum/{name}": momentum[p] for name, p in self.model.named_parameters()}
+        if averages:
+            self.state |= {f"average/{name}": x for name, x in self.average.state_dict().items()}
+        loss_fn = partial(training_loss, self.model, recipe, self.dtype, self.train_images, self.train_labels)
         on_grid = PRECISIONS[precision].on_grid
-        update_fn = partial(update_parameters, self.optimizer, self.model, self.ema, on_grid)
-        if (
-            devices.device.type == "cuda"
-        ):  # without this, the optimizer waits for the GPU to read its learning rate
+        update_fn = partial(update, self.optimizer, network, on_grid, self.state)
+        if devices.device.type == "cuda":  # else the optimizer waits for the GPU to read its learning rate
             update_fn = compile_if_possible(update_fn)
         step_fn = partial(train_step, self.optimizer, devices, compile_if_possible(loss_fn), update_fn)
         steps = steps_per_epoch(recipe, len(dataset.train_images))
-        self.loop = StepLoop(step_fn, steps, self.dtype, devices.device)
+        self.loop = StepLoop(step_fn, steps, weights_dtype, devices)
 
     def load(self, tensors: Tensors) -> None:
-        """Set the state from canonical tensors."""
-        load_tensors(self.model, tensors)
-        if self.ema is not None:
-            load_tensors(self.ema, tensors, "average/")
-        for name, parameter in self.model.named_parameters():
-            momentum = torch.from_numpy(tensors[f"momentum/{name}"])
-            self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum)
+        """Set the state from a checkpoint's tensors."""
+        for name, tensor in self.state.items():
+            tensor.copy_(torch.from_numpy(tensors[name]))
 
     def tensors(self) -> Tensors:
-        """The state as canonical tensors."""
-        momentum = {
-            f"momentum/{name}": self.optimizer.state[parameter]["momentum_buffer"].numpy(force=True).copy()
-            for name, parameter in self.model.named_parameters()
-        }
-        average = dump_tensors(self.ema, "average/") if self.ema is not None else {}
-        return dump_tensors(self.model) | momentum | average
+        """The state as a checkpoint's tensors."""
+        return {name: tensor.numpy(force=True).copy() for name, tensor in self.state.items()}
 
     def train(self, plan: Plan, advance: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
         """Take the plan's steps; returns loss and number of correct predictions of each."""
-        self.loop.load(plan.share(self.devices.index, self.devices.count))
         self.model.train()
-        with self.devices.raise_if_lost():
-            for _ in range(plan.steps):
-                self.loop.step()
-                advance(1)
-            return self.loop.results(plan.steps)
+        return self.loop.run(plan, advance)
 
     def predict(self) -> np.ndarray:
         """Logits (N, 10) of the validation images, by the averaged weights if there are any."""
         return self.val_logits().numpy(force=True)
 
-    def val_logits(self) -> Tensor:
+    def val_logits(self) -> Array:
         """The logits of `predict`, on the device."""
-        model = self.model if self.ema is None else self.ema
         batches = self.val_images.split(EVALUATION_BATCH)
-        return torch.cat([predict_batch(model, self.compute_dtype, images) for images in batches])
+        return torch.cat([predict_batch(self.average, self.dtype, images) for images in batches])
 
     def evaluate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation images."""
         logits = self.val_logits()
-        loss = functional.cross_entropy(logits, self.val_labels)
+        loss = functional.cross_entropy(logits, self.val_labels.long())
         accuracy = (logits.argmax(1) == self.val_labels).double().mean()
         return loss.item(), accuracy.item()
 

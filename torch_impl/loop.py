@@ -1,6 +1,7 @@
-"""Make steps faster where there is a compiler or a GPU; elsewhere take the plain step, with a notice."""
+"""What surrounds a step in PyTorch: settings, the compiler, CUDA graphs, and the loop over a plan."""
 
 import ctypes
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -8,13 +9,54 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._functorch import config as partitioner
 
 from recipe import console
 from recipe.plan import Plan
+from recipe.recipes import Precision
+from torch_impl.devices import Devices
 
 # glibc's names for the two limits of `keep_freed_memory` (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 WARM_UP_STEPS = 3  # before the step that becomes a CUDA graph, as PyTorch's notes on graphs advise
+
+
+def configure(precision: Precision) -> None:
+    """Set up PyTorch for the whole process; the precision changes nothing."""
+    # No TF32, which has ten bits. After the newer `fp32_precision`, torch.onnx.export fails in this process.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    recompute_masks()
+    keep_freed_memory()
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA's compiler but no CUDA
+
+
+def recompute_masks() -> None:
+    """Compute masks again in the backward pass, because compiled code for CPUs stores booleans one by one.
+
+    Raises:
+        AttributeError: this PyTorch has no longer these settings, which are not documented.
+    """
+    for name in ("ban_recompute_used_far_apart", "ban_recompute_long_fusible_chains"):
+        getattr(partitioner, name)
+        setattr(partitioner, name, False)
+
+
+def fill_momentum(optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
+    """Give SGD its momentum before the first step, zeros, so that it is always the same memory.
+
+    SGD itself makes it in the first step, and sets it to the gradient there, which is the same number.
+    That it takes a ``momentum_buffer`` that is there already is not documented; a test holds it.
+
+    Returns:
+        The momentum of each parameter.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    momentum = {parameter: torch.zeros_like(parameter) for parameter in parameters}
+    for parameter, buffer in momentum.items():
+        optimizer.state[parameter]["momentum_buffer"] = buffer
+    return momentum
 
 
 def keep_freed_memory() -> None:
@@ -65,7 +107,7 @@ class StepLoop:
         train_step: takes one step's plan; returns its loss and number of correct predictions.
         steps: the most steps that a plan has.
         dtype: of losses, learning rates and decays.
-        device: of the buffers.
+        devices: of the buffers.
     """
 
     def __init__(
@@ -73,17 +115,27 @@ class StepLoop:
         train_step: Callable[[Plan], tuple[Tensor, Tensor]],
         steps: int,
         dtype: torch.dtype,
-        device: torch.device,
+        devices: Devices,
     ):
         self.train_step = train_step
-        self.steps, self.dtype, self.device = steps, dtype, device
-        self.number = torch.zeros(1, dtype=torch.int64, device=device)
-        self.losses = torch.zeros(steps, dtype=dtype, device=device)
-        self.correct = torch.zeros(steps, dtype=torch.int64, device=device)
+        self.steps, self.dtype, self.devices = steps, dtype, devices
+        self.number = torch.zeros(1, dtype=torch.int64, device=devices.device)
+        self.losses = torch.zeros(steps, dtype=dtype, device=devices.device)
+        self.correct = torch.zeros(steps, dtype=torch.int64, device=devices.device)
         self.plan: Plan | None = None
-        self.step = record_if_possible(self._step) if device.type == "cuda" else self._step
+        self.step = record_if_possible(self._step) if devices.device.type == "cuda" else self._step
 
-    def load(self, plan: Plan) -> None:
+    def run(self, plan: Plan, advance: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
+        """Take the plan's steps; returns loss (float64) and number of correct predictions of each."""
+        self._load(plan.share(self.devices.index, self.devices.count))
+        with self.devices.raise_if_lost():
+            for _ in range(plan.steps):
+                self.step()
+                advance(1)
+            losses, correct = (x[: plan.steps].numpy(force=True) for x in (self.losses, self.correct))
+        return losses.astype(np.float64), correct.copy()
+
+    def _load(self, plan: Plan) -> None:
         """Put a plan into the buffers and start with its first step."""
         arrays = [torch.from_numpy(array) for array in plan]
         if self.plan is None:
@@ -92,14 +144,9 @@ class StepLoop:
             buffer[: plan.steps] = array
         self.number.zero_()
 
-    def results(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """Loss (float64) and number of correct predictions of the first steps."""
-        losses, correct = (buffer[:steps].numpy(force=True) for buffer in (self.losses, self.correct))
-        return losses.astype(np.float64), correct.copy()
-
     def _make_buffer(self, array: Tensor) -> Tensor:
         dtype = self.dtype if array.is_floating_point() else array.dtype
-        return torch.zeros((self.steps, *array.shape[1:]), dtype=dtype, device=self.device)
+        return torch.zeros((self.steps, *array.shape[1:]), dtype=dtype, device=self.devices.device)
 
     def _step(self) -> None:
         """Take the next step; nothing in it waits for a GPU."""
