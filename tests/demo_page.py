@@ -130,10 +130,26 @@ LOGITS = """async ([file, text]) => {
 }"""
 
 
+PREPARED = """async (text) => {
+  const { prepare } = await import("./preparation.js");
+  const images = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  let result = "";
+  for (let start = 0; start < images.length; start += 784) {
+    result += String.fromCharCode(...prepare(images.subarray(start, start + 784), 28));
+  }
+  return btoa(result);
+}"""
+
+
+def encode(images: np.ndarray) -> str:
+    """uint8 images as text for the page."""
+    return base64.b64encode(np.ascontiguousarray(images).tobytes()).decode()
+
+
 def page_logits(visit: Visit, file: str, images: np.ndarray) -> np.ndarray:
     """Logits (N, 10) of uint8 images (N, 28, 28) by the page's own inference with a model of its folder."""
-    text = base64.b64encode(np.ascontiguousarray(images).tobytes()).decode()
-    return np.array(visit.page.evaluate(LOGITS, [file, text]), np.float32).reshape(-1, 10)
+    logits = visit.page.evaluate(LOGITS, [file, encode(images)])
+    return np.array(logits, np.float32).reshape(-1, 10)
 
 
 IMAGES = """async () => {
