@@ -66,7 +66,6 @@ def test_a_fault_is_found(fault):
 
 
 @pytest.mark.slow
-@pytest.mark.hours
 def test_every_fault_of_the_bench_is_found():
     found = [bench.find(pair, fault) for pair in bench.PAIRS for fault in bench.faults(pair)]
     assert sum(one.place for one in found) >= 109, [one[:2] for one in found if not one.place]
@@ -74,10 +73,9 @@ def test_every_fault_of_the_bench_is_found():
 
 
 @pytest.mark.slow
-@pytest.mark.hours
 @pytest.mark.parametrize("pair", bench.PAIRS)
-def test_no_false_alarm_over_ten_seeds(pair):
-    for seed in range(10):
+def test_no_false_alarm_over_three_seeds(pair):
+    for seed in range(3):
         result = bench.compare(pair, seed=seed)
         assert result.equal, f"seed {seed}\n{result}"
 

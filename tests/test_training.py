@@ -42,6 +42,7 @@ def test_flops_of_a_step_are_what_pytorch_counts(network):
     assert training.step_flops(contender) == counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTED)
 def test_the_scripts_train_the_same_networks(name, rng):
     """All three have the same logits with the same weights, and the settings of `reference`."""
@@ -71,6 +72,7 @@ def test_the_scripts_train_the_same_networks(name, rng):
     np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-5)  # float32 sums of a few hundred
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", training.SCRIPTS)
 def test_the_scripts_train_on_the_same_images_and_learn(kind, digits):
     script = Script(Contender(kind, "net9954", SMALL), digits)
