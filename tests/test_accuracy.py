@@ -175,7 +175,11 @@ def accuracy_after(name: str, network: str, dataset: Dataset) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_one_epoch_of_tuned_is_as_good_in_both(network, mnist):
+    """Within four standard deviations of the difference of two runs that share nothing but the seed.
+
+    Rounding in float32 soon makes them so. After this epoch five seeds of net9808 had 99.03 % and a standard
+    deviation of 0.11 points in PyTorch, 99.00 % and 0.13 in Flax: of a difference, 0.17 points.
+    """
     ours, theirs = (accuracy_after(name, network, mnist) for name in ("torch", "jax"))
-    assert min(ours, theirs) >= 0.97
-    # One standard error of an accuracy of 98.5 % on 10,000 images is 0.12 points.
-    assert abs(ours - theirs) <= 0.003
+    assert min(ours, theirs) >= 0.98
+    assert abs(ours - theirs) <= 4 * 0.0017

@@ -163,20 +163,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(reader, count, tmp_path, 
     check()
 
 
-WORDS = [
-    "--network",
-    "--recipe",
-    "--epochs",
-    "--seed",
-    "--dataset",
-    "--out",
-    "--help",
-    "-h",
-    "--resume",
-    "net9954",
-    "tuned",
-    "digits",
-]
+WORDS = ["--network", "--epochs", "--seed", "--dataset", "--out", "--help", "--resume", "net9954", "digits"]
 
 
 @pytest.mark.parametrize("count", COUNTS)
