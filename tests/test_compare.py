@@ -22,7 +22,6 @@ from tests.pairs import __main__ as bench
 from tests.pairs import randomise
 
 X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
-QUICK = ("default_epsilon", "tanh_gelu", "unbiased_variance", "dropout_on", "converted_transposed")
 
 
 class TorchDense(nn.Module):
@@ -59,7 +58,7 @@ def test_an_equal_pair_is_equal_in_both_precisions():
     assert "the outputs in float32" in result.compared and "1 output" in result.compared
 
 
-@pytest.mark.parametrize("fault", QUICK)
+@pytest.mark.parametrize("fault", bench.faults("mlp"))
 def test_a_fault_is_found(fault):
     found = bench.find("mlp", fault)
     assert found.place and found.cause, str(found.result)
