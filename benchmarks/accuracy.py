@@ -350,11 +350,11 @@ def reference_table() -> str:
     )
 
 
-def trials_table(named: bool) -> str:
-    """The trials of named or of other networks, each over its seeds, the lowest loss first."""
+def trials_table() -> str:
+    """The trials of the networks, each over its seeds, the lowest loss first."""
     rows = []
     for group in grouped(newest("tuning", "network", "changes", "framework", "seed"), "network", "changes"):
-        if (group[0]["network"] in NETWORKS) == named:
+        if group[0]["network"] in NETWORKS:  # the record has former networks, too
             means = {key: np.mean([row[key] for row in group]) for key in ("val_loss", "train_loss")}
             final = 100 * np.mean([row["final"] for row in group])
             rows.append(group[0] | means | {"final": final, "rows": group, "seeds": len(group)})

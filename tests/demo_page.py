@@ -27,16 +27,11 @@ class Visit:
     url: str
     faults: list[str] = field(default_factory=list)  # messages of the console, requests to other places
 
-    @property
-    def box(self) -> dict[str, float]:
-        """The canvas on the screen: x, y, width, height in pixels."""
-        return self.page.locator("#canvas").bounding_box()
-
     def wait(self) -> None:
         self.page.wait_for_selector(READY)
 
 
-OpenPage = Callable[..., Visit]  # takes the options of a Playwright context
+OpenPage = Callable[[], Visit]
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -61,8 +56,8 @@ def open_pages(folder: Path) -> Iterator[OpenPage]:
             executable_path=path, args=["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
         )
 
-        def visit(**options: Any) -> Visit:
-            page = browser.new_context(**options).new_page()
+        def visit() -> Visit:
+            page = browser.new_context(viewport={"width": 1180, "height": 900}).new_page()
             visit = Visit(page, url)
 
             def check(request: Any) -> None:
@@ -83,17 +78,16 @@ def open_pages(folder: Path) -> Iterator[OpenPage]:
     server.server_close()
 
 
-def draw(visit: Visit, strokes: Sequence[np.ndarray], pen: int) -> None:
-    """Draw with the mouse on an empty canvas, and wait for the answer.
+def draw(visit: Visit, strokes: Sequence[np.ndarray]) -> None:
+    """Draw thin lines with the mouse on an empty canvas, and wait for the answer.
 
     Args:
         visit: the page.
         strokes: each (points, 2), x and y in units of the canvas's side, from its upper left corner.
-        pen: 0 thin, 1 medium, 2 thick.
     """
-    page, box = visit.page, visit.box
+    page, box = visit.page, visit.page.locator("#canvas").bounding_box()
     page.locator("#clear").click()
-    page.locator("[name=pen]").nth(pen).check()
+    page.locator("[name=pen]").first.check()
     for stroke in strokes:
         points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke.tolist()]
         page.mouse.move(*points[0])
@@ -103,20 +97,6 @@ def draw(visit: Visit, strokes: Sequence[np.ndarray], pen: int) -> None:
         page.mouse.up()
     visit.wait()
 
-
-def answers(visit: Visit) -> list[tuple[int, float, bool]]:
-    """What the page shows: each model's digit, its probability in whole percents, 0 to 1, and if it is sure.
-
-    An empty canvas gives the digit -1.
-    """
-    return [tuple(each) for each in visit.page.evaluate(ANSWERS)]
-
-
-ANSWERS = """() => [...document.querySelectorAll(".answer")].map((answer) => [
-  [...answer.querySelectorAll("li")].findIndex((row) => row.classList.contains("best")),
-  parseFloat(answer.querySelector(".best .value")?.textContent ?? "0") / 100,
-  !answer.querySelector(".unsure"),
-])"""
 
 LOGITS = """async ([file, text]) => {
   const { Model } = await import("./inference.js");
@@ -130,10 +110,26 @@ LOGITS = """async ([file, text]) => {
 }"""
 
 
+PREPARED = """async (text) => {
+  const { prepare } = await import("./preparation.js");
+  const images = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  let result = "";
+  for (let start = 0; start < images.length; start += 784) {
+    result += String.fromCharCode(...prepare(images.subarray(start, start + 784), 28));
+  }
+  return btoa(result);
+}"""
+
+
+def encode(images: np.ndarray) -> str:
+    """uint8 images as text for the page."""
+    return base64.b64encode(np.ascontiguousarray(images).tobytes()).decode()
+
+
 def page_logits(visit: Visit, file: str, images: np.ndarray) -> np.ndarray:
     """Logits (N, 10) of uint8 images (N, 28, 28) by the page's own inference with a model of its folder."""
-    text = base64.b64encode(np.ascontiguousarray(images).tobytes()).decode()
-    return np.array(visit.page.evaluate(LOGITS, [file, text]), np.float32).reshape(-1, 10)
+    logits = visit.page.evaluate(LOGITS, [file, encode(images)])
+    return np.array(logits, np.float32).reshape(-1, 10)
 
 
 IMAGES = """async () => {

@@ -32,6 +32,7 @@ TINY = build_network(
         *[Conv(4), Relu(), Conv(4, shared=2), Conv(10, kernel=1), Average()],
     ],
 )
+LINE = "4 pool dropout avgpool 4@a 4@a average 10x1 bias"  # as small, for the command line
 TINY_RECIPE = turn_everything_on(get_recipe("net10040", "tuned"))
 # The short bitwise run in docs/lockstep.md and its digest. Whoever gets another digest has another run.
 BITWISE = {"network": "net9954", "recipe": "tuned", "epochs": 2, "batch": None, "precision": "bitwise"}

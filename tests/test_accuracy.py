@@ -8,12 +8,12 @@ from scipy import stats
 
 from benchmarks import accuracy, record
 from benchmarks.accuracy import BASE, SHIFTS, AccuracyOptions, main
-from benchmarks.equivalence import MARGIN, compare_frameworks, compare_pairs, pairs_needed
+from benchmarks.equivalence import MARGIN, compare_pairs, pairs_needed
 from recipe import data
 from recipe.checkpoint import initial_tensors
 from recipe.console import UserError
 from recipe.data import Dataset
-from recipe.networks import NETWORKS, get_network
+from recipe.networks import get_network
 from recipe.plan import Plan, make_plans, steps_per_epoch
 from recipe.recipes import get_recipe
 
@@ -100,20 +100,9 @@ def test_frameworks_that_differ_by_the_margin_pass_once_in_twenty(rng):
 def test_pairs_needed_are_the_fewest_that_do():
     needed = pairs_needed(0.01, 0.06, MARGIN)
     assert needed
-    for pairs, enough in ((needed - 1, False), (needed, True)):
-        half_width = stats.t.ppf(0.95, pairs - 1) * 0.06 / np.sqrt(pairs)
-        assert (0.01 + half_width < MARGIN) == enough
+    half_widths = [stats.t.ppf(0.95, pairs - 1) * 0.06 / np.sqrt(pairs) for pairs in (needed - 1, needed)]
+    assert half_widths[0] > MARGIN - 0.01 > half_widths[1]
     assert pairs_needed(MARGIN, 0.01, MARGIN) is None
-
-
-def test_frameworks_are_compared_over_the_seeds_that_both_have():
-    finals = {"torch": (0.9951, 0.9952, 0.9953), "jax": (0.9950, 0.9951)}
-    rows = [
-        {"framework": name, "seed": n, "final": x} for name, xs in finals.items() for n, x in enumerate(xs)
-    ]
-    result = compare_frameworks(rows)
-    assert result and result.pairs == 2 and result.mean == pytest.approx(0.01)
-    assert compare_frameworks(rows[:4]) is None
 
 
 def test_images_are_shifted_by_a_pixel_in_each_direction(digits):
@@ -125,49 +114,28 @@ def test_images_are_shifted_by_a_pixel_in_each_direction(digits):
 
 
 def test_seeds_are_trained_to_the_last_epoch_and_recorded(fakes):
-    for _ in range(2):  # what is on record is trained again
+    for _ in range(2):  # what is not published is trained again
         main(AccuracyOptions(dataset="digits", seeds=2, epochs=3))
     rows = record.read_rows("seeds", record.BENCH)
-    assert [(row["framework"], row["seed"]) for row in rows] == 2 * [
-        ("torch", 0),
-        ("jax", 0),
-        ("torch", 1),
-        ("jax", 1),
-    ]
+    jobs = [("torch", 0), ("jax", 0), ("torch", 1), ("jax", 1)]
+    assert [(row["framework"], row["seed"]) for row in rows] == 2 * jobs
     for row in rows:
         assert row["accuracies"] == pytest.approx([0.901, 0.902, 0.903])
         assert (row["final"], row["best_epoch"], row["tta"]) == (row["accuracies"][-1], 3, 1.0)
-    assert not record.RESULTS.exists()
-
-
-def test_publishing_adds_the_seeds_that_are_missing(fakes):
-    for seeds in (1, 2, 2):
+    for seeds in (1, 2, 2):  # published, only those that are missing
         main(AccuracyOptions(dataset="mnist", framework="torch", seeds=seeds, publish=True))
-    rows = record.read_rows("seeds")
-    assert [(row["seed"], row["recipe"], row["dataset"]) for row in rows] == [
-        (0, "tuned", "mnist"),
-        (1, "tuned", "mnist"),
-    ]
+    assert [row["seed"] for row in record.read_rows("seeds")] == [0, 1]
 
 
 def test_trials_change_the_base_recipe(fakes):
     changes = ("batch=32", "rotation=12", "ema_decay=None", "nesterov=False")
+    trial = AccuracyOptions(dataset="mnist", split="holdout", framework="torch", changes=changes, epochs=2)
     for seeds in (1, 2):
-        options = AccuracyOptions(
-            dataset="mnist",
-            split="holdout",
-            framework="torch",
-            changes=changes,
-            seeds=seeds,
-            epochs=2,
-            publish=True,
-        )
-        main(options)
+        main(dataclasses.replace(trial, seeds=seeds, publish=True))
     name, recipe, dataset = Trainer.seen[0]
     assert (name, dataset.fingerprint) == ("net10040", "holdout")
-    assert recipe == dataclasses.replace(
-        BASE, batch=32, rotation=12.0, ema_decay=None, nesterov=False, epochs=2
-    )
+    expected = {"batch": 32, "rotation": 12.0, "ema_decay": None, "nesterov": False, "epochs": 2}
+    assert recipe == dataclasses.replace(BASE, **expected)
     rows = record.read_rows("tuning", split="holdout")
     assert [row["seed"] for row in rows] == [0, 1]
     assert rows[0]["changes"] == "epochs=2 batch=32 nesterov=False rotation=12.0 ema_decay=None"
@@ -204,18 +172,14 @@ def accuracy_after(name: str, network: str, dataset: Dataset) -> float:
     return trainer.evaluate()[1]
 
 
-def test_both_frameworks_learn_mnist_alike(mnist):
-    parts = {"train_images": 6400, "train_labels": 6400, "val_images": 2000, "val_labels": 2000}
-    dataset = dataclasses.replace(mnist, **{key: getattr(mnist, key)[:n] for key, n in parts.items()})
-    ours, theirs = (accuracy_after(name, "net9954", dataset) for name in ("torch", "jax"))
-    assert min(ours, theirs) >= 0.9
-    assert abs(ours - theirs) <= 0.02
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", ["net9954", "net9808"])
 def test_one_epoch_of_tuned_is_as_good_in_both(network, mnist):
+    """Within four standard deviations of the difference of two runs that share nothing but the seed.
+
+    Rounding in float32 soon makes them so. After this epoch five seeds of net9808 had 99.03 % and a standard
+    deviation of 0.11 points in PyTorch, 99.00 % and 0.13 in Flax: of a difference, 0.17 points.
+    """
     ours, theirs = (accuracy_after(name, network, mnist) for name in ("torch", "jax"))
-    assert min(ours, theirs) >= 0.97
-    # One standard error of an accuracy of 98.5 % on 10,000 images is 0.12 points.
-    assert abs(ours - theirs) <= 0.003
+    assert min(ours, theirs) >= 0.98
+    assert abs(ours - theirs) <= 4 * 0.0017

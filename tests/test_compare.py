@@ -22,7 +22,6 @@ from tests.pairs import __main__ as bench
 from tests.pairs import randomise
 
 X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
-QUICK = ("default_epsilon", "tanh_gelu", "unbiased_variance", "dropout_on", "converted_transposed")
 
 
 class TorchDense(nn.Module):
@@ -59,14 +58,13 @@ def test_an_equal_pair_is_equal_in_both_precisions():
     assert "the outputs in float32" in result.compared and "1 output" in result.compared
 
 
-@pytest.mark.parametrize("fault", QUICK)
+@pytest.mark.parametrize("fault", bench.faults("mlp"))
 def test_a_fault_is_found(fault):
     found = bench.find("mlp", fault)
     assert found.place and found.cause, str(found.result)
 
 
 @pytest.mark.slow
-@pytest.mark.hours
 def test_every_fault_of_the_bench_is_found():
     found = [bench.find(pair, fault) for pair in bench.PAIRS for fault in bench.faults(pair)]
     assert sum(one.place for one in found) >= 109, [one[:2] for one in found if not one.place]
@@ -74,10 +72,9 @@ def test_every_fault_of_the_bench_is_found():
 
 
 @pytest.mark.slow
-@pytest.mark.hours
 @pytest.mark.parametrize("pair", bench.PAIRS)
-def test_no_false_alarm_over_ten_seeds(pair):
-    for seed in range(10):
+def test_no_false_alarm_over_three_seeds(pair):
+    for seed in range(3):
         result = bench.compare(pair, seed=seed)
         assert result.equal, f"seed {seed}\n{result}"
 

@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from export.__main__ import ExportOptions
 from recipe.console import UserError, check_range, one_line, run_command
 from recipe.run import TrainOptions
 from tests.helpers import ROOT
@@ -35,20 +35,16 @@ def parse(monkeypatch, *arguments: str, options_type: type = TrainOptions) -> in
         (["--dataset", "cifar"], "argument --dataset: invalid choice: 'cifar'"),
         (["--out", ""], "argument --out: it has an empty value"),
         (["--out=", "--epochs", "1"], "argument --out: it has an empty value"),
+        (["--int8"], "the following arguments are required: --checkpoint, --out"),
     ],
 )
 def test_a_mistyped_option_is_one_line_and_exit_code_2(arguments, explanation, monkeypatch, capsys):
-    assert parse(monkeypatch, *arguments) == 2
+    options_type = ExportOptions if arguments == ["--int8"] else TrainOptions
+    assert parse(monkeypatch, *arguments, options_type=options_type) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith(f"error: {explanation}")
     assert printed.err.endswith(f"; see {PROGRAM} --help\n") and printed.err.count("\n") == 1
     assert printed.out == ""
-
-
-def test_required_options_are_named(monkeypatch, capsys):
-    options_type = import_module("export.__main__").ExportOptions
-    assert parse(monkeypatch, "--int8", options_type=options_type) == 2
-    assert "required: --checkpoint, --out" in capsys.readouterr().err
 
 
 def test_the_help_has_every_option_within_80_columns(monkeypatch, capsys):
@@ -93,10 +89,10 @@ LISTEN += "signal.signal(2, signal.default_int_handler); "
 
 
 @pytest.mark.subprocess
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_signal_while_a_program_is_still_importing_ends_it_with_one_line(program, number, tmp_path):
+def test_a_signal_while_a_program_is_still_importing_ends_it_with_one_line(program, tmp_path):
     """A module that stands for a slow import sends the signal, as early as an import of a program can be."""
+    number = signal.SIGTERM if program == "export" else signal.SIGINT
     package = tmp_path / "numpy"
     package.mkdir()
     (package / "__init__.py").write_text(
@@ -129,19 +125,13 @@ def test_a_closed_pipe_ends_a_program_quietly(arguments, tmp_path):
 
 
 @pytest.mark.subprocess
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-def test_no_screen_from_the_start(closed, tmp_path):
-    arguments = f"--dataset digits --network net9954 --epochs 1 --out {tmp_path}/run"
-    command = f"{sys.executable} -m tests.fake Trainer {arguments} {closed}"
-    for code in (0, 2):  # the second finds a run there
-        assert subprocess.run(command, shell=True, cwd=ROOT, capture_output=True).returncode == code
-
-
-@pytest.mark.subprocess
-def test_what_an_encoding_lacks_is_escaped(tmp_path):
-    command = [sys.executable, "-m", "tests.fake", "Trainer", "--dataset", "digits", "--epochs", "1"]
+def test_a_screen_that_is_closed_or_lacks_a_character(tmp_path):
+    arguments = "Trainer --dataset digits --network net9954 --epochs 1 --out"
+    for name, closed in (("a", ">&-"), ("b", "2>&-"), ("c", ">&- 2>&-")):
+        command = f"{sys.executable} -m tests.fake {arguments} {tmp_path}/{name} {closed}"
+        assert subprocess.run(command, shell=True, cwd=ROOT, capture_output=True).returncode == 0
     done = subprocess.run(
-        [*command, "--out", str(tmp_path / "r\udcffn")],
+        [sys.executable, "-m", "tests.fake", *arguments.split(), str(tmp_path / "r\udcffn")],
         cwd=ROOT,
         capture_output=True,
         env=os.environ | {"PYTHONIOENCODING": "ascii"},

@@ -45,22 +45,18 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
         length = len(content)
         near = min(length, 256)
         at = draw(st.integers(0, near) | st.integers(length - near, length) | st.integers(0, length))
-        match draw(st.integers(0, 5)):
+        match draw(st.integers(0, 3)):
             case 0:
                 content = content[:at]
-            case 1:
-                content = content[at:]
-            case 2 if at < length:
+            case 1 if at < length:
                 flipped = content[at] ^ (1 << draw(st.integers(0, 7)))
                 content = content[:at] + bytes([flipped]) + content[at + 1 :]
-            case 3:
+            case 2:
                 size = draw(st.sampled_from((1, 2, 4, 8)))
                 number = draw(st.sampled_from(NUMBERS)) % 256**size
                 content = content[:at] + number.to_bytes(size, "little") + content[at + size :]
-            case 4:
-                content = content[:at] + draw(st.binary(max_size=16)) + content[at:]
             case _:
-                content = content[:at] + content[max(0, at - 1000) :]
+                content = content[:at] + draw(st.binary(max_size=16)) + content[at:]
     return content
 
 
@@ -167,20 +163,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(reader, count, tmp_path, 
     check()
 
 
-WORDS = [
-    "--network",
-    "--recipe",
-    "--epochs",
-    "--seed",
-    "--dataset",
-    "--out",
-    "--help",
-    "-h",
-    "--resume",
-    "net9954",
-    "tuned",
-    "digits",
-]
+WORDS = ["--network", "--epochs", "--seed", "--dataset", "--out", "--help", "--resume", "net9954", "digits"]
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -1,4 +1,7 @@
-"""benchmarks/gpu.sh: every command that a GPU will run, on the CPU with small numbers."""
+"""benchmarks/gpu.sh: every command that a GPU will run, on the CPU with small numbers.
+
+It takes many minutes and is for whoever changes the script or is about to use it.
+"""
 
 import os
 import subprocess
@@ -16,6 +19,7 @@ def run(*parts: str, **variables: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
+@pytest.mark.hours
 @pytest.mark.parametrize("part", ["parity", "speed", "seeds"])
 def test_every_command_runs(part):
     result = run(part, TRY="1", TORCHDYNAMO_DISABLE="1")

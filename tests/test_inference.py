@@ -61,15 +61,16 @@ def test_ratios_are_taken_round_by_round():
     assert (ours["calls"], ours["p50_us"]) == (15, 1.0)
 
 
-def slow(*names: str):
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+LIGHT = ("onnxruntime", "torch-eager")
+ENGINE_CASES = [
+    pytest.param(name, int8, marks=() if name in LIGHT else pytest.mark.slow)
+    for name in ("onnxruntime", "torch-eager", "jax-jit", TORCH_EXPORT, "torch-compile", *RUNTIMES)
+    for int8 in (False, True)
+    if not int8 or name in {"onnxruntime", *RUNTIMES} - {"ncnn", "onnx2torch"}  # the others take float32
+]
 
 
-@pytest.mark.parametrize(
-    "engine",
-    ["onnxruntime", "torch-eager", "jax-jit", *slow(TORCH_EXPORT, "torch-compile", *RUNTIMES)],
-)
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(("engine", "int8"), ENGINE_CASES)
 def test_engines_compute_the_same_logits(engine, int8, images, tmp_path):
     """Within 1e-4 of ONNX Runtime's logits, which are up to 30; with int8, where it is taken, the same class.
 
@@ -77,8 +78,6 @@ def test_engines_compute_the_same_logits(engine, int8, images, tmp_path):
     """
     if engine in RUNTIMES:
         pytest.importorskip(RUNTIMES[engine][1])
-    if int8 and engine not in {"onnxruntime", *RUNTIMES} - {"ncnn", "onnx2torch"}:
-        pytest.skip("it does not take the int8 file")
     names = ["onnxruntime int8"] if int8 else [engine] if engine in ENGINES else []
     contender = list_contenders(names, MODEL, CHECKPOINT, images, tmp_path)[-1]
     if engine in RUNTIMES:
@@ -91,6 +90,7 @@ def test_engines_compute_the_same_logits(engine, int8, images, tmp_path):
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.subprocess
 def test_a_contender_that_fails_is_left_out_and_the_first_must_work(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     good = Contender("onnxruntime", ENGINES["onnxruntime"][1], MODEL, CHECKPOINT)
@@ -102,21 +102,21 @@ def test_a_contender_that_fails_is_left_out_and_the_first_must_work(images, tmp_
         inference.measure([bad, good], images.test, [1], rounds=1, seconds=0.01)
 
 
+@pytest.mark.subprocess
 def test_whole_run(images, tmp_path, monkeypatch):
     """With real processes; rows go beside the runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(inference, "load_images", lambda *_: images)
-    main(InferenceOptions(engines=("onnxruntime", "torch-eager"), batches=(3, 1), rounds=2, seconds=0.01))
+    engines = ("onnxruntime", "onnxruntime int8")
+    main(InferenceOptions(engines=engines, batches=(3, 1), rounds=2, seconds=0.01))
     rows = read_rows("inference", tmp_path / "runs" / "bench")
-    assert [(row["engine"], row["batch"]) for row in rows] == [
-        (engine, batch) for engine in ("onnxruntime", "torch-eager") for batch in (1, 3)
-    ]
+    cases = [(engine, batch) for engine in engines for batch in (1, 3)]
+    assert [(row["engine"], row["batch"]) for row in rows] == cases
     for row in rows:
-        assert row["same_class"] == row["images"] == 32 and row["calls"] >= 20
-        assert row["largest_difference"] < 1e-4
+        assert row["same_class"] >= 31 and row["images"] == 32 and row["calls"] >= 20
         assert 0 < row["p50_us"] <= row["p90_us"] <= row["p99_us"]
         assert row["versions"]["onnxruntime"] and isinstance(row["settled"], bool)
-    assert rows[0]["bytes"] == MODEL.stat().st_size
+    assert rows[0]["bytes"] == MODEL.stat().st_size and rows[0]["largest_difference"] == 0
 
 
 def test_the_run_of_a_model_is_found_or_asked_for(tmp_path, monkeypatch):

@@ -21,6 +21,9 @@ from tests.helpers import make_trainer
 SMALL = LockstepOptions(network="net9954", recipe="reference", steps=6, dataset="digits", device="cpu")
 
 
+TINY = "4 pool dropout 4 average 10x1"  # quick to compile
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty working folder, so that nothing is written into the checkout."""
@@ -35,9 +38,9 @@ def fakes(monkeypatch):
 
 
 def test_it_leaves_a_row_its_series_and_a_picture(folder, capsys):
-    main(SMALL)
+    main(dataclasses.replace(SMALL, network=TINY))
     (row,) = record.read_rows("lockstep", folder)
-    assert (row["network"], row["recipe"], row["precision"]) == ("net9954", "reference", "float64")
+    assert (row["network"], row["recipe"], row["precision"]) == (TINY, "reference", "float64")
     assert (row["steps"], row["dataset"], row["everything"], row["dropout"]) == (6, "digits", False, 0.3)
     assert row["versions"].keys() >= {"torch", "jax", "flax"}
     for pair in ("torch_jax", "torch_torch", "jax_jax"):
@@ -72,7 +75,7 @@ def test_a_published_row_goes_to_results_and_keeps_the_others(folder, tmp_path, 
 
 def test_float32_parts_but_no_further_than_a_framework_from_itself(digits):
     """44 steps of `tuned`. The last 24 are a noisy estimate of both, so only the magnitude is checked."""
-    network, recipe = get_network("net9954"), get_recipe("net9954", "tuned")
+    network, recipe = get_network(TINY), get_recipe(TINY, "tuned")
     trainers = [make_trainer(name, network, recipe, digits, "float32") for name in ("torch", "jax") * 2]
     _, comparisons = run_lockstep(
         trainers, network, recipe, len(digits.train_images), 44, precision="float32"
@@ -99,13 +102,11 @@ def test_mistakes_are_named_before_any_step(changes, words, folder, fakes):
 
 
 def test_relative_difference():
-    three_four = np.array([3.0, 4.0])
+    three_four, not_a_number = np.array([3.0, 4.0]), np.array([3.0, np.nan])
     assert runs.relative_difference(three_four, three_four) == 0
     assert runs.relative_difference(np.array([3.0, 4.5]), three_four) == pytest.approx(0.1)
     assert runs.relative_difference(np.zeros(2), np.zeros(2)) == 0
     assert runs.relative_difference(np.ones(2), np.zeros(2)) == np.inf
-    not_a_number = np.array([3.0, np.nan])
-    assert runs.relative_difference(not_a_number, three_four) == np.inf
     assert runs.relative_difference(not_a_number, not_a_number) == np.inf, "a broken run equals nothing"
 
 
@@ -178,24 +179,11 @@ def test_bins_hold_means_of_the_losses_and_the_largest_differences(steps, width)
     assert series["step"][0] == (1 + width) / 2
 
 
-def test_the_picture_marks_steps_without_any_difference():
-    row = SMALL.__dict__ | {"steps": 3, "torch_jax_loss": 1e-16}
-    losses = np.ones(3)
-    series = {
-        "step": np.array([1.0, 2, 3]),
-        "torch": losses,
-        "jax": losses,
-        "torch_jax": np.array([0, 0, 1e-16]),
-    }
-    some, none = figure.draw(row, series), figure.draw(row, series | {"torch_jax": np.full(3, 1e-16)})
-    assert some.startswith(b"\x89PNG") and none.startswith(b"\x89PNG") and some != none
-    assert figure.draw(row, series | {"torch_jax": np.zeros(3)}).startswith(b"\x89PNG")
-
-
-def test_the_picture_of_several_precisions():
+def test_the_pictures_are_drawn():
+    """Also of steps without any difference, and of several precisions."""
+    row = SMALL.__dict__ | {"steps": 3, "torch_jax_loss": 1e-16, "state_numbers": 10, "torch_jax_unequal": 2}
     series = {name: np.ones(3) for name in ("step", "torch", "jax")} | {"torch_jax_unequal": np.arange(3)}
-    row = SMALL.__dict__ | {"steps": 3, "state_numbers": 10, "torch_jax_unequal": 2}
+    pictures = {figure.draw(row, series | {"torch_jax": np.full(3, value)}) for value in (0, 1e-16)}
     rows = [row | {"precision": precision} for precision in ("bitwise", "float64", "float32")]
-    assert figure.draw_unequal(rows, [series] * 3).startswith(b"\x89PNG")
-    with pytest.raises(ValueError):
-        figure.draw_unequal(rows, [series] * 2)
+    pictures.add(figure.draw_unequal(rows, [series] * 3))
+    assert len(pictures) == 3 and all(picture.startswith(b"\x89PNG") for picture in pictures)

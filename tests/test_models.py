@@ -56,6 +56,7 @@ def test_it_is_the_seed_in_the_middle(entry):
     assert sum(final < middle for final, _ in finals) <= 5 >= sum(final > middle for final, _ in finals)
 
 
+@pytest.mark.slow
 @entries
 def test_accuracy_on_mnist(entry, mnist):
     for name in FILES[1:]:

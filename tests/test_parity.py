@@ -7,7 +7,7 @@ dozen roundings add up in a logit.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +20,7 @@ import torch_impl.model
 import torch_impl.train
 from lockstep.runs import Comparison, run_lockstep, turn_everything_on
 from recipe.data import Dataset
-from recipe.networks import (
-    NETWORKS,
-    Network,
-    get_network,
-)
+from recipe.networks import NETWORKS, Network, get_network
 from recipe.plan import Plan
 from recipe.random_numbers import initial_weights
 from recipe.recipes import RECIPES, Recipe, get_recipe, learning_rates
@@ -53,21 +49,24 @@ def random_tensors(network: Network, rng: np.random.Generator, dtype: str) -> di
 
 
 @pytest.mark.parametrize(
-    ("dtype", "train", "bound"),
-    [("float64", True, 1e-12), ("float64", False, 1e-12), ("float32", True, 1e-5)],
+    ("network", "dtype", "train", "bound"),
+    [
+        *((network, "float64", True, 1e-12) for network in (*NETWORKS.values(), TINY)),
+        (TINY, "float64", False, 1e-12),
+        (TINY, "float32", True, 1e-5),
+    ],
 )
 def test_same_weights_give_the_same_logits_and_statistics(network, dtype, train, bound, rng, x64):
     tensors = random_tensors(network, rng, dtype)
     images = rng.normal(size=(32, 1, 28, 28)).astype(dtype)
 
-    torch_model = torch_impl.model.ConvNet(network, 0.0, DEVICES["torch"].select_devices("cpu")).to(
-        getattr(torch, dtype)
-    )
+    devices = {name: DEVICES[name].select_devices("cpu") for name in DEVICES}
+    torch_model = torch_impl.model.ConvNet(network, 0.0, devices["torch"]).to(getattr(torch, dtype))
     torch_impl.model.load_tensors(torch_model, tensors)
     torch_model.train(train)
     expected = torch_model(torch.from_numpy(images)).detach().numpy()
 
-    flax_model = jax_impl.model.ConvNet(network, 0.0, DEVICES["jax"].select_devices("cpu"))
+    flax_model = jax_impl.model.ConvNet(network, 0.0, devices["jax"])
     jax_impl.model.load_tensors(flax_model, tensors)
     flax_model.train() if train else flax_model.eval()
     logits = np.asarray(flax_model(jnp.asarray(images.transpose(0, 2, 3, 1))))
@@ -104,9 +103,15 @@ def compare(
     return run_lockstep(trainers, network, recipe, len(dataset.train_images), steps)[1]
 
 
-@pytest.mark.parametrize(
-    ("name", "recipe_name"), [*((name, "tuned") for name in NETWORKS), ("net9954", "reference")]
-)
+CASES = {(network, recipe) for network in NETWORKS for recipe in RECIPES}
+QUICK = {("net9954", "reference"), ("net9808", "tuned")}
+
+
+def slow(cases: Iterable) -> list:
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(("name", "recipe_name"), [*sorted(QUICK), *slow(sorted(CASES - QUICK))])
 def test_first_steps_on_mnist_are_equal(name, recipe_name, mnist):
     recipe = turn_everything_on(get_recipe(name, recipe_name))
     comparison = compare(get_network(name), recipe, mnist, 5)["torch_jax"]
@@ -116,6 +121,7 @@ def test_first_steps_on_mnist_are_equal(name, recipe_name, mnist):
     assert_in_step(comparison)
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_is_equal(digits):
     # Every word of the language; a map with odd sides before a pool, two pools in a row, a shared kernel.
     line = "6 dropout pool dropout pool 6x5 6@a avgpool 6@a 8x1 average 10x1 bias"
@@ -124,13 +130,13 @@ def test_a_network_of_ones_own_is_equal(digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe_name", RECIPES)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "recipe_name"), sorted(QUICK))
 def test_first_hundred_steps_on_mnist_are_equal(name, recipe_name, mnist):
     recipe = turn_everything_on(get_recipe(name, recipe_name))
     assert_in_step(compare(get_network(name), recipe, mnist, 100)["torch_jax"])
 
 
+@pytest.mark.slow
 def test_label_smoothing_is_the_same(digits):
     recipe = dataclasses.replace(TINY_RECIPE, label_smoothing=0.1)
     assert_in_step(compare(TINY, recipe, digits, 2)["torch_jax"])
@@ -237,19 +243,14 @@ def weight_decay_on_everything(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(jax_impl.train.optax, "add_decayed_weights", lambda decay, mask: original(decay))
 
 
-FAULTS = [
-    biased_running_variance,
-    batch_norm_epsilon,
-    same_padding,
-    batch_norm_momentum,
-    sgd_momentum,
-    schedule_off_by_one,
-    one_swapped_image,
-    one_other_dropout_bit,
-    one_warp_unit,
-    average_decay,
-    weight_decay_on_everything,
-]
+FAULTS = [biased_running_variance, sgd_momentum, one_swapped_image, one_other_dropout_bit]
+FAULTS += slow(
+    [fault]
+    for fault in (
+        *(batch_norm_epsilon, same_padding, batch_norm_momentum, schedule_off_by_one),
+        *(one_warp_unit, average_decay, weight_decay_on_everything),
+    )
+)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -9,7 +9,7 @@ from recipe.networks import get_network
 from recipe.plan import make_plans, steps_per_epoch
 from recipe.recipes import get_recipe
 from recipe.rounding import MOMENTUM, STATE, round_to_grid
-from tests.helpers import BITWISE, DIGEST, ROOT, TRAINERS, make_trainer, train_digits
+from tests.helpers import BITWISE, DIGEST, LINE, ROOT, TRAINERS, make_trainer, train_digits
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +37,13 @@ def test_the_pages_have_the_digest(page):
 
 
 def test_without_the_grid_the_bits_differ(tmp_path):
-    digests = {
-        load_checkpoint(
-            train_digits(name, tmp_path / name, **BITWISE | {"precision": "float64", "max_steps": 5})
-        )
-        .metrics[-1]
-        .digest
-        for name in TRAINERS
-    }
-    assert len(digests) == 2
+    changes = BITWISE | {"network": LINE, "precision": "float64", "max_steps": 5}
+    paths = [train_digits(name, tmp_path / name, **changes) for name in TRAINERS]
+    ours, theirs = (load_checkpoint(path).metrics[-1].digest for path in paths)
+    assert ours != theirs
 
 
+@pytest.mark.slow
 def test_one_thread_ends_in_the_same_bits(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 2)
@@ -61,14 +57,14 @@ def test_one_thread_ends_in_the_same_bits(tmp_path):
 @pytest.mark.parametrize("order", [("torch", "jax"), ("jax", "torch")], ids="-".join)
 def test_half_in_one_framework_and_half_in_the_other(order, tmp_path):
     first, second = order
-    half = train_digits(first, tmp_path / "run", **BITWISE, max_steps=30)  # mid-epoch
+    half = train_digits(first, tmp_path / "run", **BITWISE, max_steps=22)  # the first epoch
     path = train_digits(second, tmp_path / "run", **BITWISE, resume=half)
     assert load_checkpoint(path).metrics[-1].digest == DIGEST
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["tuned", "reference"])
-@pytest.mark.parametrize("name", ["net9954", "net10040"])
+@pytest.mark.parametrize("name", ["net9954"])
 def test_few_roundings_part_in_a_whole_run(name, recipe, mnist):
     """The expected number, from the differences before rounding in the first steps; see docs/lockstep.md."""
     network, recipe, steps = get_network(name), get_recipe(name, recipe), 30

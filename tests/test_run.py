@@ -70,13 +70,11 @@ def test_without_out_a_run_goes_where_its_settings_say(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "fake-net9954-tuned-5" / FILE_NAME).exists()
 
 
-def test_a_config_says_what_it_was_resumed_from_and_by_which_code(tmp_path):
+def test_a_config_says_what_it_was_resumed_from(tmp_path):
     first = train(tmp_path / "first", max_steps=2)
     again = train(tmp_path / "again", max_steps=3, resume=first)
     configs = [json.loads((path.parent / "config.json").read_text()) for path in (first, again)]
     assert [config["resumed_from"] for config in configs] == [None, str(first)]
-    for config in configs:
-        assert config["commit"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", config["commit"])
 
 
 def test_holdout_trains_on_fewer_images(tmp_path):
@@ -128,49 +126,42 @@ def test_a_folder_with_a_run_is_left_alone(tmp_path):
     assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before
 
 
+class Ending(fake.Trainer):
+    """Its loss is not finite after some epochs, or it is interrupted then."""
+
+    epochs, interrupted = 0, False
+
+    def train(self, plan, advance):
+        losses, correct = super().train(plan, advance)
+        self.epochs -= 1
+        if self.epochs < 0:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            losses[2] = np.nan
+        return losses, correct
+
+
+LOST = r"the loss is nan at step {}, learning rate .*; kept: {}; use"
+
+
 @pytest.mark.parametrize(
     ("epochs", "words"),
     [
-        (
-            0,
-            "the loss is nan at step 2, learning rate .*; kept: nothing, in the first epoch; use",
-        ),
-        (
-            1,
-            r"the loss is nan at step 13, learning rate .*; kept: .* at step 11; go on with --resume .*; use",
-        ),
+        (0, LOST.format(2, "nothing, in the first epoch")),
+        (1, LOST.format(13, r".* at step 11; go on with --resume .*")),
     ],
 )
 def test_a_loss_that_is_not_finite_stops_the_run(epochs, words, tmp_path):
-    calls = []
-
-    class Exploding(fake.Trainer):
-        def train(self, plan, advance):
-            losses, correct = super().train(plan, advance)
-            calls.append(plan)
-            if len(calls) > epochs:
-                losses[2] = np.nan
-            return losses, correct
-
     with pytest.raises(UserError, match=words):
-        train(tmp_path / "run", Exploding)
+        train(tmp_path / "run", type("Exploding", (Ending,), {"epochs": epochs}))
     path = tmp_path / "run" / FILE_NAME
     assert load_checkpoint(path).step == PER_EPOCH if epochs else not path.exists()
 
 
 @pytest.mark.parametrize(("epochs", "kept"), [(0, "kept: nothing, in the first epoch"), (2, "at step 22")])
 def test_an_interruption_keeps_the_last_epoch(epochs, kept, tmp_path):
-    calls = []
-
-    class Interrupted(fake.Trainer):
-        def train(self, plan, advance):
-            calls.append(plan)
-            if len(calls) > epochs:
-                raise KeyboardInterrupt
-            return super().train(plan, advance)
-
     with pytest.raises(KeyboardInterrupt) as end:
-        train(tmp_path / "run", Interrupted)
+        train(tmp_path / "run", type("Interrupted", (Ending,), {"epochs": epochs, "interrupted": True}))
     assert kept in end.value.__notes__[0]
     assert (tmp_path / "run" / "curves.png").exists() == (epochs > 0)
     resume = tmp_path / "run" if epochs else None
@@ -178,10 +169,6 @@ def test_an_interruption_keeps_the_last_epoch(epochs, kept, tmp_path):
 
 
 def test_a_run_that_resumed_another_names_that_one_until_it_has_its_own(tmp_path):
-    class Ending(fake.Trainer):
-        def train(self, plan, advance):
-            return np.full(plan.steps, np.nan), np.zeros(plan.steps)
-
     first = train(tmp_path / "first", max_steps=PER_EPOCH)
     with pytest.raises(UserError, match=re.escape(f"kept: {first} at step 11; go on with --resume")):
         train(tmp_path / "second", Ending, resume=first)

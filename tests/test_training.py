@@ -42,6 +42,7 @@ def test_flops_of_a_step_are_what_pytorch_counts(network):
     assert training.step_flops(contender) == counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTED)
 def test_the_scripts_train_the_same_networks(name, rng):
     """All three have the same logits with the same weights, and the settings of `reference`."""
@@ -71,6 +72,7 @@ def test_the_scripts_train_the_same_networks(name, rng):
     np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-5)  # float32 sums of a few hundred
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", training.SCRIPTS)
 def test_the_scripts_train_on_the_same_images_and_learn(kind, digits):
     script = Script(Contender(kind, "net9954", SMALL), digits)
@@ -109,37 +111,27 @@ def test_training_stops_at_the_target_or_with_the_schedule(tiny):
 @pytest.mark.parametrize("kind", ["torch", "jax"])
 def test_bfloat16_trains_about_as_well_and_keeps_float32_weights(kind, digits):
     recipe = replace(get_recipe("net9954", "tuned"), batch=64, epochs=5)
-    losses, accuracies = [], []
+    accuracies = []
     for precision in ("float32", "bfloat16"):
         ours = Ours(Contender(kind, "net9954", recipe, precision=precision), digits)
-        losses.append(ours.trainer.train(ours.plan, lambda _: None)[0][0])
         for plan in ours.plans:
             ours.trainer.train(plan, lambda _: None)
         accuracies.append(ours.trainer.evaluate()[1])
         assert {str(tensor.dtype) for tensor in ours.trainer.tensors().values()} == {"float32"}
-        assert ours.trainer.predict().dtype == np.float32
-    assert 0 < abs(losses[0] - losses[1]) < 0.02  # bfloat16 has 8 bits
-    assert accuracies[1] >= max(0.9, accuracies[0] - 0.03)
+    assert accuracies[0] != accuracies[1] >= max(0.9, accuracies[0] - 0.03)
 
 
-@pytest.mark.parametrize(
-    ("module", "method", "argument", "words"),
-    [
-        ("os", "stat", "missing", "os: FileNotFoundError: .*missing"),
-        ("os", "_exit", 3, "os: its process died .exit code 3"),
-    ],
-)
-def test_a_worker_that_fails_is_one_line(module, method, argument, words):
-    with Worker(module, importlib.import_module, module) as worker, pytest.raises(UserError, match=words):
-        worker.call(method, argument)
-    assert not worker.process.is_alive()
-
-
-def test_a_worker_has_its_own_environment_and_cores():
+@pytest.mark.subprocess
+def test_a_worker_has_its_own_environment_and_fails_in_one_line():
     environment = {"LOCKSTEP_TEST": "1"}
     with Worker("os", importlib.import_module, "os", environment=environment, cores=1) as worker:
         assert worker.call("getenv", "LOCKSTEP_TEST") == "1"
         assert len(worker.call("sched_getaffinity", 0)) == 1
+        with pytest.raises(UserError, match=r"os: FileNotFoundError: .*missing"):
+            worker.call("stat", "missing")
+    assert not worker.process.is_alive()
+    with Worker("os", importlib.import_module, "os") as worker, pytest.raises(UserError, match="exit code 3"):
+        worker.call("_exit", 3)
     assert "LOCKSTEP_TEST" not in os.environ
 
 
@@ -155,29 +147,19 @@ def test_warm_up_ends_when_latencies_settle(monkeypatch):
 def test_the_whole_benchmark_in_small(tmp_path, monkeypatch):
     """With real processes; rows go beside the runs."""
     monkeypatch.chdir(tmp_path)
-    options = TrainingOptions(
-        network="net9954",
-        contenders=("torch-script", "torch"),
-        rounds=3,
-        steps=2,
-        dataset="digits",
-        device="cpu",
-    )
+    contenders, small = ("torch-script", "torch"), {"rounds": 3, "steps": 2, "dataset": "digits"}
+    options = TrainingOptions(network="net9954", contenders=contenders, device="cpu", **small)
     main(options)
     script, ours = read_rows("training", tmp_path / "runs" / "bench", measure="steps")
-    assert (script["contender"], ours["contender"]) == ("torch-script", "torch")
+    assert (script["contender"], ours["contender"]) == contenders
     for row in (script, ours):
-        assert (row["network"], row["batch"], row["dataset"]) == ("net9954", 128, "digits")
         assert row["step_ms_low"] <= row["step_ms"] <= row["step_ms_high"]
         assert row["times_limit"] == pytest.approx(row["step_ms"] / row["limit_ms"], rel=1e-4)
     assert ours["speedup"] == pytest.approx(script["step_ms"] / ours["step_ms"], rel=1e-4)
-    assert (
-        ours["speedup_low"] <= ours["speedup_high"] and ours["epoch_accuracy"] > 0 and script["epoch_s"] > 0
-    )
+    assert ours["epoch_accuracy"] > 0 and script["epoch_s"] > 0
     main(replace(options, contenders=("torch",), time_to_accuracy=1, seeds=2))
     (row,) = read_rows("training", tmp_path / "runs" / "bench", measure="accuracy")
     assert (row["seeds"], row["reached"], row["epochs"]) == (2, 0, 1)
-    assert row["seconds_low"] < row["seconds"] < row["seconds_high"]
 
 
 @pytest.mark.parametrize(
