@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from jax.numpy import dtype as DType
 
 from jax_impl.data import read_mnist
 from jax_impl.devices import Devices, run
@@ -26,12 +27,12 @@ from recipe.rounding import MOMENTUM, STATE, round_to_grid
 from recipe.run import TrainOptions
 
 
-def normalise(pixels: Array, white: int, dtype: jnp.dtype) -> Array:
+def normalise(pixels: Array, white: int, dtype: DType) -> Array:
     """Integers (N, 28, 28), 0 to ``white``, to normalised images (N, 28, 28, 1)."""
     return (pixels.astype(dtype) * (1 / (white * STD)) - MEAN / STD)[..., None]
 
 
-def prepare_images(padded: Array, indices: Array, affine: Array, dtype: jnp.dtype) -> Array:
+def prepare_images(padded: Array, indices: Array, affine: Array, dtype: DType) -> Array:
     """One batch of training images, warped unless ``affine`` is empty: (B, 28, 28, 1)."""
     if len(affine) == 0:
         return normalise(crop(padded[indices]), 255, dtype)
@@ -40,7 +41,7 @@ def prepare_images(padded: Array, indices: Array, affine: Array, dtype: jnp.dtyp
 
 
 def training_loss(
-    model: ConvNet, recipe: Recipe, dtype: jnp.dtype, padded: Array, labels: Array, step: Plan
+    model: ConvNet, recipe: Recipe, dtype: DType, padded: Array, labels: Array, step: Plan
 ) -> tuple[Array, Array]:
     """Mean cross entropy of one step's batch and the number of correct predictions.
 
@@ -75,7 +76,7 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
 def train_step(
     model: ConvNet,
     recipe: Recipe,
-    dtype: jnp.dtype,
+    dtype: DType,
     on_grid: bool,
     padded: Array,
     labels: Array,
@@ -125,7 +126,7 @@ def update(
     return state
 
 
-def predict_batch(model: ConvNet, dtype: jnp.dtype, padded: Array) -> Array:
+def predict_batch(model: ConvNet, dtype: DType, padded: Array) -> Array:
     """Logits (N, 10) of padded images, by the model in evaluation mode."""
     model.eval()
     return model(normalise(crop(padded), 255, dtype))
@@ -143,7 +144,7 @@ class Trainer:
     ):
         configure(precision)
         self.devices = devices
-        self.dtype = jnp.dtype(PRECISIONS[precision].compute_dtype)
+        self.dtype = DType(PRECISIONS[precision].compute_dtype)
         self.train_images = devices.put(pad(dataset.train_images))
         self.train_labels = devices.put(dataset.train_labels)
         self.val_images = devices.fetch(devices.put(pad(dataset.val_images)))
@@ -183,9 +184,8 @@ class Trainer:
         state, network = self.devices.fetch(self.state), self.model.network
         names = (*network.parameters, *network.buffers)
         average = {name: state.get(f"average/{name}", state[name]) for name in names}
-        batches = jnp.split(
-            self.val_images, np.arange(EVALUATION_BATCH, len(self.val_images), EVALUATION_BATCH)
-        )
+        ends = np.arange(EVALUATION_BATCH, len(self.val_images), EVALUATION_BATCH)
+        batches = jnp.split(self.val_images, ends)
         return jnp.concatenate([self.predict_fn(average, images) for images in batches])
 
     def evaluate(self) -> tuple[float, float]:

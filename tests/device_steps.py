@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing, nn
+from torch import multiprocessing
 
 import jax_impl.devices
 import jax_impl.model
@@ -33,9 +33,12 @@ STEPS = 5
 def keep_own_statistics(patch: pytest.MonkeyPatch, framework: str) -> None:
     """Batch norm over each device's own images."""
     if framework == "torch":
-        patch.setattr(torch_impl.model.BatchNorm, "forward", nn.BatchNorm2d.forward)
+        alone = torch_impl.devices.select_devices("cpu")
     else:
-        patch.setattr(jax_impl.ops, "_batch_mean", lambda means, devices: means)
+        alone = jax_impl.devices.select_devices("cpu")
+    model = torch_impl.model if framework == "torch" else jax_impl.model
+    batch_norm = model.batch_norm
+    patch.setattr(model, "batch_norm", lambda *given: batch_norm(*given[:-1], alone))
 
 
 def add_up_gradients(patch: pytest.MonkeyPatch, framework: str) -> None:
@@ -65,7 +68,9 @@ def number_images_anew(patch: pytest.MonkeyPatch, framework: str) -> None:
     """Dropout that counts the images of each device from 0."""
     model = torch_impl.model if framework == "torch" else jax_impl.model
     drop = model.drop
-    patch.setattr(model, "drop", lambda x, rate, key, element, first: drop(x, rate, key, element, 0))
+    patch.setattr(
+        model, "drop", lambda x, rate, key, element, _, *more: drop(x, rate, key, element, 0, *more)
+    )
 
 
 def share_unequally(patch: pytest.MonkeyPatch, framework: str) -> None:

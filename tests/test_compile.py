@@ -15,7 +15,7 @@ from tests.helpers import ROOT
 @pytest.mark.subprocess
 def test_without_a_compiler_pytorch_says_so_once_and_goes_on(tmp_path):
     program = (
-        "import torch; from torch_impl.compile import compile_if_possible; "
+        "import torch; from torch_impl.loop import compile_if_possible; "
         "double = compile_if_possible(lambda x: 2 * x); "
         "print(double(torch.ones(3)).tolist(), double(torch.zeros(3)).tolist())"
     )

@@ -87,7 +87,7 @@ def test_torch_model_has_the_layers_typed_in(name):
     modules = list(model.children())
     counts = {
         kind: [sum(p.numel() for p in m.parameters()) for m in modules if isinstance(m, cls)]
-        for kind, cls in (("conv", torch.nn.Conv2d), ("norm", torch.nn.BatchNorm2d))
+        for kind, cls in (("conv", torch.nn.Conv2d), ("norm", torch_impl.model.BatchNorm))
     }
     assert counts == own_counts(name)
     assert len(modules) == len(counts["conv"]) + len(counts["norm"])

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+import torch_impl.kernels
 import torch_impl.ops
-from jax_impl import ops
+from jax_impl import kernels, ops
 from tests.helpers import DEVICES
 
 BOUND = 1e-12
@@ -69,13 +70,18 @@ def test_convolution(size, pad, channels, filters, dtype, bound, rng):
     side = 10 + 2 * pad - size + 1
     shapes = (40, 10, 10, channels), (size, size, channels, filters), (40, side, side, filters)
     x, kernel, upstream = (rng.normal(size=shape).astype(dtype) for shape in shapes)
-    ours = by_jax(lambda x, kernel: ops.conv2d(x, kernel, pad), (x, kernel), upstream)
+
+    def convolve(x, kernel):
+        return kernels.conv2d(x, kernel.transpose(3, 2, 0, 1), None, pad, on_cpu=True)
+
+    ours = by_jax(convolve, (x, kernel), upstream)
     assert {array.dtype for array in ours} == {np.dtype(dtype)}
     exact = [array.astype(np.float64) for array in (x, kernel, upstream)]
     expected = by_torch(lambda x, kernel: functional.conv2d(x, kernel, padding=pad), exact[:2], exact[2])
     check(ours, expected, bound)
     if dtype == "float64":
-        check(by_torch(lambda *inputs: torch_impl.ops.conv2d(*inputs, pad), (x, kernel), upstream), expected)
+        ours = by_torch(lambda *inputs: torch_impl.kernels.conv2d(*inputs, None, pad), (x, kernel), upstream)
+        check(ours, expected)
 
 
 @pytest.mark.parametrize("images", [1, 4, 6])
@@ -83,10 +89,10 @@ def test_convolution_of_few_images_at_a_time_in_pytorch(images):
     x, kernel = torch.randn(images, 3, 9, 9), torch.randn(5, 3, 3, 3, requires_grad=True)
     for with_dx in (True, False):
         x.requires_grad_(with_dx)
-        torch_impl.ops.conv2d(x, kernel, 1).sum().backward()
+        torch_impl.kernels.conv2d_by_parts(x, kernel, 1).sum().backward()
         assert (x.grad is not None) == with_dx
         x.grad = None
-        torch.library.opcheck(torch_impl.ops.conv2d, (x, kernel, 1))
+        torch.library.opcheck(torch_impl.kernels.conv2d_by_parts, (x, kernel, 1))
 
 
 @pytest.mark.parametrize("side", [8, 7])
@@ -95,7 +101,7 @@ def test_pools(name, side, rng):
     x = rng.integers(0, 3, (5, side, side, 4)).astype(float)  # three values only: ties everywhere
     upstream = rng.normal(size=(5, side // 2, side // 2, 4))
     expected = by_torch(lambda x: getattr(functional, f"{name}_pool2d")(x, 2), [x], upstream)
-    check(by_jax(getattr(ops, f"{name}_pool"), [x], upstream), expected)
+    check(by_jax(getattr(kernels, f"{name}_pool"), [x], upstream), expected)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])  # at 1e4, E[x^2] - E[x]^2 would lose eight digits

@@ -15,6 +15,8 @@ from torch_impl.devices import Devices, select_devices
 from torch_impl.kernels import avg_pool, conv2d, max_pool
 from torch_impl.ops import batch_norm
 
+State = dict[str, Array]  # arrays under the names of a checkpoint, such as conv1.weight
+
 
 class ConvNet(nn.Module):
     """A network of `recipe.networks`; its modules have the table's layer names.

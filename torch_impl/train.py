@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor as Array
+from torch import dtype as DType
 from torch.nn import functional
 
 from recipe.augmentation import SIDE, UNIT, crop, pad, warp
@@ -22,15 +23,15 @@ from recipe.run import TrainOptions
 from torch_impl.data import read_mnist
 from torch_impl.devices import Devices, run
 from torch_impl.loop import StepLoop, compile_if_possible, configure, fill_momentum
-from torch_impl.model import ConvNet
+from torch_impl.model import ConvNet, State
 
 
-def normalise(pixels: Array, white: int, dtype: torch.dtype) -> Array:
+def normalise(pixels: Array, white: int, dtype: DType) -> Array:
     """Integers (N, 28, 28), 0 to ``white``, to normalised images (N, 1, 28, 28)."""
     return (pixels.to(dtype) * (1 / (white * STD)) - MEAN / STD)[:, None]
 
 
-def prepare_images(padded: Array, indices: Array, affine: Array, dtype: torch.dtype) -> Array:
+def prepare_images(padded: Array, indices: Array, affine: Array, dtype: DType) -> Array:
     """One batch of training images, warped unless ``affine`` is empty: (B, 1, 28, 28)."""
     if len(affine) == 0:
         return normalise(crop(padded[indices]), 255, dtype)
@@ -39,7 +40,7 @@ def prepare_images(padded: Array, indices: Array, affine: Array, dtype: torch.dt
 
 
 def training_loss(
-    model: ConvNet, recipe: Recipe, dtype: torch.dtype, padded: Array, labels: Array, step: Plan
+    model: ConvNet, recipe: Recipe, dtype: DType, padded: Array, labels: Array, step: Plan
 ) -> tuple[Array, Array]:
     """Mean cross entropy of one step's batch and the number of correct predictions.
 
@@ -89,7 +90,11 @@ def train_step(
 
 @torch.no_grad()
 def update(
-    optimizer: torch.optim.Optimizer, network: Network, on_grid: bool, state: dict[str, Array], step: Plan
+    optimizer: torch.optim.Optimizer,
+    network: Network,
+    on_grid: bool,
+    state: State,
+    step: Plan,
 ) -> None:
     """Take the optimizer's step, and average <- decay average + (1 - decay) model where there is an average.
 
@@ -102,11 +107,11 @@ def update(
         if f"average/{name}" in state:
             state[f"average/{name}"].lerp_(state[name], 1 - step.ema_decay)
     if on_grid:
-        for name, tensor in state.items():
-            tensor.copy_(round_to_grid(tensor, MOMENTUM if name.startswith("momentum/") else STATE))
+        for name, array in state.items():
+            array.copy_(round_to_grid(array, MOMENTUM if name.startswith("momentum/") else STATE))
 
 
-def predict_batch(model: ConvNet, dtype: torch.dtype, padded: Array) -> Array:
+def predict_batch(model: ConvNet, dtype: DType, padded: Array) -> Array:
     """Logits (N, 10) of padded images, by the model in evaluation mode."""
     with torch.inference_mode():
         return model.eval()(normalise(crop(padded), 255, dtype))
@@ -153,12 +158,12 @@ class Trainer:
 
     def load(self, tensors: Tensors) -> None:
         """Set the state from a checkpoint's tensors."""
-        for name, tensor in self.state.items():
-            tensor.copy_(torch.from_numpy(tensors[name]))
+        for name, array in self.state.items():
+            array.copy_(torch.from_numpy(tensors[name]))
 
     def tensors(self) -> Tensors:
         """The state as a checkpoint's tensors."""
-        return {name: tensor.numpy(force=True).copy() for name, tensor in self.state.items()}
+        return {name: array.numpy(force=True).copy() for name, array in self.state.items()}
 
     def train(self, plan: Plan, advance: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
         """Take the plan's steps; returns loss and number of correct predictions of each."""
@@ -179,7 +184,7 @@ class Trainer:
         logits = self.val_logits()
         loss = functional.cross_entropy(logits, self.val_labels.long())
         accuracy = (logits.argmax(1) == self.val_labels).double().mean()
-        return loss.item(), accuracy.item()
+        return float(loss), float(accuracy)
 
 
 def main(options: TrainOptions) -> None:
