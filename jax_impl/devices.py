@@ -55,10 +55,10 @@ class Devices:
         """The threads that XLA computes with on a CPU: one a core."""
         return count_cores()
 
-    def put(self, arrays: Any) -> Any:
-        """Return a copy of the arrays on the device; if there are several, the same on each."""
+    def put(self, array: Any) -> Any:
+        """Return a copy of an array, or of a tree of arrays, on the device; if there are several, on each."""
         placement = NamedSharding(self.mesh, PartitionSpec()) if self.mesh else self.device
-        return jax.device_put(arrays, placement, may_alias=False)
+        return jax.device_put(array, placement, may_alias=False)
 
     def sum(self, x: Any) -> Any:
         """Return the sum of all devices' arrays, the same bits on each; with one device the arrays."""

@@ -152,7 +152,9 @@ def _digest(tensors: Tensors, metadata: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
-        digest.update(np.ascontiguousarray(tensor).tobytes())
+        digest.update(
+            tensor.astype(tensor.dtype.newbyteorder("<")).tobytes()
+        )  # whatever the processor's order
     return digest.hexdigest()
 
 

@@ -84,7 +84,7 @@ def epoch_dropout_keys(network: Network, seed: int, epoch: int, steps: int) -> n
     """Two random words for each step and dropout layer of one epoch: int32, shape (steps, layers, 2)."""
     layers = len(network.dropouts)
     words = _raw(seed, _Purpose.DROPOUT, epoch, steps * layers)
-    return words.astype("<u8").view("<i4").reshape(steps, layers, 2)
+    return words.astype("<u8").view("<i4").astype(np.int32).reshape(steps, layers, 2)
 
 
 def keep_mask(element: Array, key: Array, rate: float) -> Array:

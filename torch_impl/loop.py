@@ -15,6 +15,7 @@ from recipe import console
 from recipe.plan import Plan
 from recipe.recipes import Precision
 from torch_impl.devices import Devices
+from torch_impl.model import ConvNet, State
 
 # glibc's names for the two limits of `keep_freed_memory` (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -35,28 +36,31 @@ def configure(precision: Precision) -> None:
 def recompute_masks() -> None:
     """Compute masks again in the backward pass, because compiled code for CPUs stores booleans one by one.
 
-    Raises:
-        AttributeError: this PyTorch has no longer these settings, which are not documented.
+    These settings of PyTorch are not documented; a test says when they are gone.
     """
-    for name in ("ban_recompute_used_far_apart", "ban_recompute_long_fusible_chains"):
-        getattr(partitioner, name)
-        setattr(partitioner, name, False)
+    partitioner.ban_recompute_used_far_apart = False
+    partitioner.ban_recompute_long_fusible_chains = False
 
 
-def fill_momentum(optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
-    """Give SGD its momentum before the first step, zeros, so that it is always the same memory.
+def name_state(model: ConvNet, average: ConvNet, optimizer: torch.optim.Optimizer) -> State:
+    """The tensors of a checkpoint, under its names; a step changes them in place.
 
-    SGD itself makes it in the first step, and sets it to the gradient there, which is the same number.
-    That it takes a ``momentum_buffer`` that is there already is not documented; a test holds it.
+    SGD gets its momentum before the first step, zeros, so that it is always the same memory. By itself it
+    sets it to the first gradient, which is the same number. That it takes a ``momentum_buffer`` that is
+    there already is not documented; a test holds it.
 
-    Returns:
-        The momentum of each parameter.
+    Args:
+        model: that is trained.
+        average: of its weights; the model itself if there is none.
+        optimizer: of the model.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    momentum = {parameter: torch.zeros_like(parameter) for parameter in parameters}
-    for parameter, buffer in momentum.items():
-        optimizer.state[parameter]["momentum_buffer"] = buffer
-    return momentum
+    state = dict(model.state_dict())
+    for name, parameter in model.named_parameters():
+        state[f"momentum/{name}"] = torch.zeros_like(parameter)
+        optimizer.state[parameter]["momentum_buffer"] = state[f"momentum/{name}"]
+    if average is not model:
+        state |= {f"average/{name}": array for name, array in average.state_dict().items()}
+    return state
 
 
 def keep_freed_memory() -> None:

@@ -22,7 +22,7 @@ from recipe.rounding import MOMENTUM, STATE, round_to_grid
 from recipe.run import TrainOptions
 from torch_impl.data import read_mnist
 from torch_impl.devices import Devices, run
-from torch_impl.loop import StepLoop, compile_if_possible, configure, fill_momentum
+from torch_impl.loop import StepLoop, compile_if_possible, configure, name_state
 from torch_impl.model import ConvNet, State
 
 
@@ -55,9 +55,9 @@ def training_loss(
         labels: all training labels, uint8.
         step: one step of a plan.
     """
-    images, targets = prepare_images(padded, step.indices, step.affine, dtype), labels[step.indices].long()
+    images, targets = prepare_images(padded, step.indices, step.affine, dtype), labels[step.indices]
     logits = model(images, step.dropout_keys)
-    loss = functional.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+    loss = functional.cross_entropy(logits, targets.long(), label_smoothing=recipe.label_smoothing)
     return loss / model.devices.count, (logits.argmax(1) == targets).sum()
 
 
@@ -111,10 +111,11 @@ def update(
             array.copy_(round_to_grid(array, MOMENTUM if name.startswith("momentum/") else STATE))
 
 
+@torch.inference_mode()
 def predict_batch(model: ConvNet, dtype: DType, padded: Array) -> Array:
     """Logits (N, 10) of padded images, by the model in evaluation mode."""
-    with torch.inference_mode():
-        return model.eval()(normalise(crop(padded), 255, dtype))
+    model.eval()
+    return model(normalise(crop(padded), 255, dtype))
 
 
 class Trainer:
@@ -141,12 +142,7 @@ class Trainer:
         averages = recipe.ema_decay is not None
         self.average = copy.deepcopy(self.model).requires_grad_(False) if averages else self.model
         self.optimizer = make_optimizer(recipe, self.model)
-        momentum = fill_momentum(self.optimizer)
-        # The tensors of a checkpoint, under its names; a step changes them in place.
-        self.state = dict(self.model.state_dict())
-        self.state |= {f"momentum/{name}": momentum[p] for name, p in self.model.named_parameters()}
-        if averages:
-            self.state |= {f"average/{name}": x for name, x in self.average.state_dict().items()}
+        self.state = name_state(self.model, self.average, self.optimizer)
         loss_fn = partial(training_loss, self.model, recipe, self.dtype, self.train_images, self.train_labels)
         on_grid = PRECISIONS[precision].on_grid
         update_fn = partial(update, self.optimizer, network, on_grid, self.state)
