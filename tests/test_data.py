@@ -133,11 +133,11 @@ def test_a_missing_folder_or_file_is_named(choice, folder, tmp_path):
 @pytest.mark.parametrize(("layout", "suffix"), [("", ".gz"), ("MNIST/raw", "")])
 @pytest.mark.parametrize("compressed", [True, False])  # some browsers decompress and keep the name
 def test_layouts(layout, suffix, compressed, originals, gzipped, tmp_path):
-    inside = tmp_path / "folder" / layout
-    inside.mkdir(parents=True)
+    (tmp_path / layout).mkdir(parents=True, exist_ok=True)
     for name in originals:
-        (inside / f"{name}{suffix}").write_bytes((gzipped if compressed else originals)[name])
-    assert read_originals(tmp_path / "folder") == originals
+        content = (gzipped if compressed else originals)[name]
+        (tmp_path / layout / f"{name}{suffix}").write_bytes(content)
+    assert read_originals(tmp_path) == originals
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated gzip", "damaged gzip", "altered", "short", "long"])
@@ -160,29 +160,18 @@ def test_a_damaged_original_is_refused(damage, folder, originals, gzipped):
 # ------------------------------------------------------------------ the cache
 
 
-def all_zero() -> bytes:
-    buffer = io.BytesIO()
-    shapes = [file.shape for file in ORIGINALS]
-    np.savez_compressed(
-        buffer, **{name: np.zeros(s, np.uint8) for name, s in zip(data.ARRAYS, shapes, strict=True)}
-    )
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("damage", ["garbage", "truncated", "flipped", "zero", "folder"])
+@pytest.mark.parametrize("damage", ["garbage", "flipped", "folder"])
 def test_a_damaged_cache_is_rebuilt_or_an_error(damage, mnist, originals, own_cache, monkeypatch):
     monkeypatch.setattr(data, "download_originals", lambda: originals)
     load("mnist", None, lambda _: mnist)
     assert load("mnist", None, never).train_images.flags.writeable  # else PyTorch warns
-    content = own_cache.read_bytes()
+    content = bytearray(own_cache.read_bytes())
     own_cache.unlink()
     if damage == "folder":
         own_cache.mkdir()
     else:
-        flipped = bytearray(content)
-        flipped[len(content) // 2] ^= 1
-        cases = {"garbage": b"\x80garbage", "truncated": content[:-1000], "flipped": bytes(flipped)}
-        own_cache.write_bytes(cases[damage] if damage in cases else all_zero())
+        content[len(content) // 2] ^= 1
+        own_cache.write_bytes(content if damage == "flipped" else b"\x80garbage")
     loaded = load("auto", None, lambda _: mnist)
     assert (loaded.fingerprint, str(own_cache) in (loaded.note or "")) == (MNIST_FINGERPRINT, True)
     if damage != "folder":

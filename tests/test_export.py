@@ -333,12 +333,8 @@ def test_metadata(network):
 
 def test_weights_digest_sees_every_tensor():
     model = make_checkpoint("net10040").model
-    digests = {weights_sha256(model)}
-    for name, tensor in model.items():
-        changed = tensor.copy()
-        changed.flat[-1] += 1
-        digests.add(weights_sha256(model | {name: changed}))
-    assert len(digests) == 1 + len(model)
+    changed = [model | {name: tensor + np.float32(1)} for name, tensor in model.items()]
+    assert len({weights_sha256(tensors) for tensors in (model, *changed)}) == 1 + len(model)
 
 
 def test_model_card_runs(tmp_path, monkeypatch, capsys):
@@ -485,10 +481,6 @@ def fix_batch(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
 
 
-def rename_input(model: onnx.ModelProto) -> None:
-    model.graph.input[0].name = model.graph.node[0].input[0] = "x"
-
-
 def swap_outputs(model: onnx.ModelProto) -> None:
     """Logits that are probabilities are in range and of the right class."""
     flatten, softmax = model.graph.node[-2:]
@@ -508,10 +500,6 @@ def point_elsewhere(model: onnx.ModelProto) -> None:
     tensor.external_data.add(key="location", value="../../etc/passwd")
 
 
-def change_operator(model: onnx.ModelProto) -> None:
-    model.graph.node[0].op_type = "Nonsense"
-
-
 def raise_opset(model: onnx.ModelProto) -> None:
     model.opset_import[0].version = 18
 
@@ -521,11 +509,9 @@ def raise_opset(model: onnx.ModelProto) -> None:
     [
         (change_weights, "logits differ by|get the class"),
         (fix_batch, "other inputs"),
-        (rename_input, "other inputs"),
         (swap_outputs, "softmax"),
         (wrong_axis, "softmax"),
         (point_elsewhere, "other files"),
-        (change_operator, "the model is not valid: .*Nonsense"),
         (raise_opset, "operator sets"),
     ],
 )
@@ -638,14 +624,12 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path):
 
 
 def test_unreadable_models(tmp_path):
-    """Missing, a folder, no ONNX model, or cut at any tenth of its length: refused in one line."""
+    """Missing, a folder, no ONNX model, or cut; `test_damaged` tries more."""
     path, content = tmp_path / "model.onnx", exported("net9954").content
-    with pytest.raises(UserError, match="cannot read the model"):
-        read_model(path)
-    with pytest.raises(UserError, match="cannot read the model"):
-        read_model(tmp_path)
-    cuts = [content[: len(content) * tenth // 10] for tenth in range(10)]
-    for faulty in (*cuts, b"\x00" * 100, b"PK\x03\x04 not a model", b"{}" * 50):
+    for missing in (path, tmp_path):
+        with pytest.raises(UserError, match="cannot read the model"):
+            read_model(missing)
+    for faulty in (b"", content[:9000], b"PK\x03\x04 not a model"):
         path.write_bytes(faulty)
         with pytest.raises(UserError, match="export it again"):
             read_model(path)

@@ -197,11 +197,6 @@ def test_every_network_has_a_file_name_of_its_own():
     assert [get_network(text).label for text in lists] == ["net3367-48044c", "net3367-f69fe8"]
 
 
-def test_our_network_can_be_listed():
-    network = get_network("16 avgpool 16@a 16@b 16@a 16@b avgpool 16@c 16@d 16@c 16@d average 10x1")
-    assert network.layers == NETWORKS["net9808"].layers
-
-
 def test_layers_after_the_same_convolution_have_names_of_their_own():
     network = get_network("8 dropout pool dropout pool avgpool average 10x1")
     names = [layer.name for layer in network.layers]
