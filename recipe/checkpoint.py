@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
@@ -152,9 +153,8 @@ def _digest(tensors: Tensors, metadata: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
-        digest.update(
-            tensor.astype(tensor.dtype.newbyteorder("<")).tobytes()
-        )  # whatever the processor's order
+        little_endian = tensor.astype(tensor.dtype.newbyteorder("<"))  # whatever the processor is
+        digest.update(little_endian.tobytes())
     return digest.hexdigest()
 
 
@@ -184,6 +184,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: missing, truncated, altered, or not one of ours.
     """
+    if sys.byteorder != "little":
+        raise UserError(f"cannot read {path}: safetensors does not swap bytes on a big-endian processor")
     try:
         content = read_at_most(path, MAX_BYTES)  # not mapped, since a mapped file may shrink under us
     except FileNotFoundError:
