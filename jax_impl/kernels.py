@@ -6,6 +6,7 @@ order of work differs. python -m benchmarks.training times them.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,8 @@ BY_IMAGE = (jnp.float64,)  # types whose convolutions are done image by image on
 def conv2d(x: Array, kernel: Array, bias: Array | None, pad: int, on_cpu: bool) -> Array:
     """Stride-1 convolution: x (N, H, W, I), kernel (O, I, K, K), bias (O,) -> (N, H+2*pad-K+1, ..., O)."""
     kernel = kernel.transpose(2, 3, 1, 0)
-    y = _conv2d_cpu(x, kernel, pad) if on_cpu else _conv(x, kernel, pad)  # GPUs are fastest with their own
+    conv: Any = _conv2d_cpu if on_cpu else _conv  # GPUs are fastest with their own
+    y = conv(x, kernel, pad)
     return y if bias is None else y + bias
 
 

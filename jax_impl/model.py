@@ -150,7 +150,8 @@ def with_tensors(model: ConvNet, tensors: State) -> ConvNet:
 
 def tensors_of(model: ConvNet, kind: type[nnx.Variable] = nnx.Variable) -> State:
     """The model's parameters and running statistics, or those of one kind, by name."""
-    return traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model, kind)), sep=".")
+    flat: Any = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model, kind)), sep=".")
+    return flat
 
 
 def load_model(path: Path | str) -> ConvNet:

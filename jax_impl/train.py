@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -114,11 +114,12 @@ def update(
     momentum = {name: state[f"momentum/{name}"] for name in network.parameters}
     opt_state = optax.tree.set(optimizer.init(params), trace=momentum)
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    state = state | optax.apply_updates(params, optax.tree.scale(-step.lr, updates))
+    params: Any = optax.apply_updates(params, optax.tree.scale(-step.lr, updates))
+    state = state | params
     state |= {f"momentum/{name}": array for name, array in optax.tree.get(opt_state, "trace").items()}
     for name in (*network.parameters, *network.buffers):
         if f"average/{name}" in state:
-            average = state[f"average/{name}"]
+            average: Any = state[f"average/{name}"]
             state[f"average/{name}"] = optax.incremental_update(state[name], average, 1 - step.ema_decay)
     if on_grid:
         for name, array in state.items():
