@@ -2,6 +2,7 @@
 
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx, traverse_util

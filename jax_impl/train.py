@@ -120,7 +120,8 @@ def update(
     for name in (*network.parameters, *network.buffers):
         if f"average/{name}" in state:
             average: Any = state[f"average/{name}"]
-            state[f"average/{name}"] = optax.incremental_update(state[name], average, 1 - step.ema_decay)
+            average = optax.incremental_update(state[name], average, 1 - step.ema_decay)
+            state[f"average/{name}"] = average
     if on_grid:
         for name, array in state.items():
             state[name] = round_to_grid(array, MOMENTUM if name.startswith("momentum/") else STATE)
