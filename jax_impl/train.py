@@ -119,8 +119,7 @@ def update(
     state |= {f"momentum/{name}": array for name, array in optax.tree.get(opt_state, "trace").items()}
     for name in (*network.parameters, *network.buffers):
         if f"average/{name}" in state:
-            average: Any = state[f"average/{name}"]
-            average = optax.incremental_update(state[name], average, 1 - step.ema_decay)
+            average: Any = optax.incremental_update(state[name], state[f"average/{name}"], 1 - step.ema_decay)
             state[f"average/{name}"] = average
     if on_grid:
         for name, array in state.items():
@@ -149,12 +148,13 @@ class Trainer:
         self.dtype = DType(PRECISIONS[precision].compute_dtype)
         self.train_images = devices.put(pad(dataset.train_images))
         self.train_labels = devices.put(dataset.train_labels)
-        self.val_images = devices.fetch(devices.put(pad(dataset.val_images)))
-        self.val_labels = devices.fetch(devices.put(dataset.val_labels))
+        self.val_images = devices.put(pad(dataset.val_images))
+        self.val_labels = devices.put(dataset.val_labels)
 
         self.model = ConvNet(network, recipe.dropout, devices)
+        averages = recipe.ema_decay is not None
         # The tensors of a checkpoint, under its names; a step returns new ones.
-        shapes = tensor_shapes(network, recipe.ema_decay is not None)
+        shapes = tensor_shapes(network, averages)
         zeros = {name: np.zeros(shape, PRECISIONS[precision].dtype) for name, shape in shapes.items()}
         self.state = devices.put(zeros)
         on_grid = PRECISIONS[precision].on_grid
@@ -187,14 +187,14 @@ class Trainer:
         names = (*network.parameters, *network.buffers)
         average = {name: state.get(f"average/{name}", state[name]) for name in names}
         ends = np.arange(EVALUATION_BATCH, len(self.val_images), EVALUATION_BATCH)
-        batches = jnp.split(self.val_images, ends)
+        batches = jnp.split(self.devices.fetch(self.val_images), ends)
         return jnp.concatenate([self.predict_fn(average, images) for images in batches])
 
     def evaluate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation images."""
-        logits = self.val_logits()
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, self.val_labels).mean()
-        accuracy = np.asarray(logits.argmax(1) == self.val_labels).mean()
+        logits, labels = self.val_logits(), self.devices.fetch(self.val_labels)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        accuracy = np.asarray(logits.argmax(1) == labels).mean()
         return float(loss), float(accuracy)
 
 

@@ -137,8 +137,8 @@ class Trainer:
         self.val_labels = devices.put(dataset.val_labels)
 
         self.model = ConvNet(network, recipe.dropout, devices)
-        weights_dtype = getattr(torch, PRECISIONS[precision].dtype)
-        self.model.to(devices.device, weights_dtype, memory_format=torch.channels_last)  # pyright: ignore
+        dtype = getattr(torch, PRECISIONS[precision].dtype)
+        self.model.to(devices.device, dtype, memory_format=torch.channels_last)  # pyright: ignore
         averages = recipe.ema_decay is not None
         self.average = copy.deepcopy(self.model).requires_grad_(False) if averages else self.model
         self.optimizer = make_optimizer(recipe, self.model)
@@ -150,7 +150,7 @@ class Trainer:
             update_fn = compile_if_possible(update_fn)
         step_fn = partial(train_step, self.optimizer, devices, compile_if_possible(loss_fn), update_fn)
         steps = steps_per_epoch(recipe, len(dataset.train_images))
-        self.loop = StepLoop(step_fn, steps, weights_dtype, devices)
+        self.loop = StepLoop(step_fn, steps, dtype, devices)
 
     def load(self, tensors: Tensors) -> None:
         """Set the state from a checkpoint's tensors."""
