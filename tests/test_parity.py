@@ -48,12 +48,17 @@ def random_tensors(network: Network, rng: np.random.Generator, dtype: str) -> di
     return {name: tensor.astype(dtype) for name, tensor in tensors.items()}
 
 
+def slow(cases: Iterable) -> list:
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 @pytest.mark.parametrize(
     ("network", "dtype", "train", "bound"),
     [
         *((network, "float64", True, 1e-12) for network in (*NETWORKS.values(), TINY)),
         (TINY, "float64", False, 1e-12),
         (TINY, "float32", True, 1e-5),
+        *slow((network, "float32", True, 1e-5) for network in NETWORKS.values()),
     ],
 )
 def test_same_weights_give_the_same_logits_and_statistics(network, dtype, train, bound, rng, x64):
@@ -105,10 +110,6 @@ def compare(
 
 CASES = {(network, recipe) for network in NETWORKS for recipe in RECIPES}
 QUICK = {("net9954", "reference"), ("net9808", "tuned")}
-
-
-def slow(cases: Iterable) -> list:
-    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
 @pytest.mark.parametrize(("name", "recipe_name"), [*sorted(QUICK), *slow(sorted(CASES - QUICK))])
