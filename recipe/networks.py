@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
@@ -280,7 +280,7 @@ def get_network(text: str) -> Network:
     return network
 
 
-def _parse(words: list[str]) -> list[Operation]:
+def _parse(words: Sequence[str]) -> list[Operation]:
     if len(words) > MAX_WORDS:
         raise UserError(f"a network of {len(words):,} words; at most {MAX_WORDS} are allowed")
     operations: list[Operation] = []
