@@ -73,6 +73,7 @@ def test_a_published_row_goes_to_results_and_keeps_the_others(folder, tmp_path, 
     assert {path.suffix for path in folder.iterdir()} == {".png"}
 
 
+@pytest.mark.slow
 def test_float32_parts_but_no_further_than_a_framework_from_itself(digits):
     """44 steps of `tuned`. The last 24 are a noisy estimate of both, so only the magnitude is checked."""
     network, recipe = get_network(TINY), get_recipe(TINY, "tuned")
