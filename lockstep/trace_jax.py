@@ -18,7 +18,7 @@ from lockstep.errors import UserError, explain, own_line
 from lockstep.evaluate import DTYPES, KERNELS, MOVES
 from lockstep.outputs import labelled
 from lockstep.recorder import Operand, Recorder
-from lockstep.trace import Edit, Gradients, Rounded, Source, Trace
+from lockstep.trace import Edit, Gradients, Rounded, Source, Trace, describe_casts
 
 WIDER = {
     np.dtype(np.float32): np.dtype(np.float64),
@@ -76,6 +76,7 @@ class Interpreter:
         self.rules: dict[int, Step] = {}  # how values with a derivative of their own are differentiated
         self.narrowest, self.exact = model.narrowest, model.exact
         self.notes: set[str] = set()
+        self.casts: set[tuple[Source, ...]] = set()  # to float32, which are computed in float64
         self.calls: list[tuple[tuple[Source, ...], bool]] = []  # lines of the calls around; of the library?
         self.names: list[str] = []  # of the jitted functions around
         known = recorder.reference.scalars if recorder.reference else []
@@ -259,9 +260,7 @@ class Interpreter:
             if np.dtype(asked) in WIDER:
                 params[key] = WIDER[np.dtype(asked)]
                 if key == "new_dtype" and np.dtype(asked) == np.float32 and self._lifted(eqn):
-                    line = self._sources(eqn)[:1]
-                    where = f" at {Path(line[0][0]).name}:{line[0][1]}" if line else ""
-                    self.notes.add(f"a cast to float32{where} is computed in float64")
+                    self.casts.add(self._sources(eqn))
         return params
 
     def _lifted(self, eqn: Any) -> bool:
@@ -553,7 +552,7 @@ class JaxModel:
                 trace.loss = recorder.keep(found["loss"])
         if not trace.outputs:
             raise UserError("the JAX model returns no array, so there is nothing to compare")
-        trace.notes = sorted(interpreter.notes)
+        trace.notes = [*sorted(interpreter.notes), *describe_casts(interpreter.casts)]
         if not self.wide:
             trace.notes.append("traced in float32, because the model insists on it; computed in float64")
         numbers = {abs(n.scalar) for n in trace.nodes if n.scalar}
@@ -561,6 +560,7 @@ class JaxModel:
         trace.scalars = sorted(float(v) for v in numbers)
         trace.versions = _versions()
         self.steps, self.rules, self.traced = interpreter.steps, interpreter.rules, trace
+        self.replaced = set(replace or ())
         recorder.finish()
         if recorder.binder and recorder.binder.moved:
             again = self.trace(reference, trace.weights, replace)
@@ -605,13 +605,14 @@ class JaxModel:
 
         def objective(numbers: list[Any]) -> Any:
             env: dict[int, Any] = {leaf.node: x for leaf, x in zip(trace.leaves, numbers, strict=True)}
+            env |= {i: jnp.asarray(trace.values[i]) for i in self.replaced}
             ends = [trace.loss] if trace.loss is not None else [trace.outputs[k] for k in cotangents]
             needed = ancestors(trace.nodes, *ends)
             last = {i: n for n in sorted(needed) for i in self._operands(n)}
             for end in ends:
                 last[end] = len(trace.nodes)
             for node in trace.nodes:
-                if node.id in starts or node.id not in needed:
+                if node.id in starts or node.id in self.replaced or node.id not in needed:
                     continue
                 step = self.rules.get(node.id) or self.steps.get(node.id)
                 if step is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+FLAVOUR = "Flax Linen"
 BATCH, TOKENS, TARGETS, VOCABULARY = 2, 7, 5, 50
 
 ENCODER = {
