@@ -292,7 +292,7 @@ class Comparison:
 
     @property
     def tolerance(self) -> float:
-        """Of gradients and state: float32's, once the outputs are no closer, or a rounded table was replaced."""
+        """Of gradients and state: float32's if the outputs are no closer, or a rounded table was replaced."""
         return NEAR if self.result.near or self.replaced else EXACT
 
     def pair_outputs(self) -> tuple[list[tuple[str, int, int]], list[Difference]]:

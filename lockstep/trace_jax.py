@@ -601,24 +601,16 @@ class JaxModel:
     ) -> Gradients:
         """See `Model.gradients`: of the operations of the last trace, with what was widened there."""
         trace = self.traced
-        starts = {leaf.node: leaf for leaf in trace.leaves}
+        ends = [trace.loss] if trace.loss is not None else [trace.outputs[k] for k in cotangents]
+        needed = sorted(ancestors(trace.nodes, *ends))
+        steps = self.steps | self.rules
+        fixed = self.replaced | set(needed) - set(steps) - {leaf.node for leaf in trace.leaves}
 
-        def objective(numbers: list[Any]) -> Any:
+        def objective(numbers: list[Any], given: dict[int, Any]) -> Any:
             env: dict[int, Any] = {leaf.node: x for leaf, x in zip(trace.leaves, numbers, strict=True)}
-            env |= {i: jnp.asarray(trace.values[i]) for i in self.replaced}
-            ends = [trace.loss] if trace.loss is not None else [trace.outputs[k] for k in cotangents]
-            needed = ancestors(trace.nodes, *ends)
-            last = {i: n for n in sorted(needed) for i in self._operands(n)}
-            for end in ends:
-                last[end] = len(trace.nodes)
-            for node in trace.nodes:
-                if node.id in starts or node.id in self.replaced or node.id not in needed:
-                    continue
-                step = self.rules.get(node.id) or self.steps.get(node.id)
-                if step is None:
-                    env[node.id] = jnp.asarray(trace.values[node.id])
-                    continue
-                over = [i for i in self._operands(node.id) if last[i] == node.id]
+            env |= given
+            for node in (trace.nodes[n] for n in needed if n not in env):
+                step = steps[node.id]
                 values = [
                     env[i] if known else i if is_key(i) else jnp.asarray(i)
                     for i, known in zip(step.inputs, step.known, strict=True)
@@ -630,8 +622,6 @@ class JaxModel:
                     env[node.id] = jnp.where(first, *values)
                 else:
                     env[node.id] = step.bind(values)[step.index]
-                for i in over:  # what nothing takes any more
-                    env.pop(i, None)
             if trace.loss is not None:
                 return env[trace.loss].reshape(()).real
             return sum(((env[trace.outputs[k]] * v).sum().real for k, v in cotangents.items()), jnp.zeros(()))
@@ -642,17 +632,14 @@ class JaxModel:
                 x if np.iscomplexobj(trace.values.get(leaf.node, x)) else np.real(x)
                 for x, leaf in zip(parts, trace.leaves, strict=True)
             ]
-            loss, grads = jax.value_and_grad(objective)([jnp.asarray(x) for x in real])
+            given = {n: trace.values[n] for n in fixed}
+            # Compiled once, because each operation by itself takes longer to compile than to run.
+            loss, grads = jax.jit(jax.value_and_grad(objective))(real, given)
         found = [
             np.asarray(g).ravel().conj() if leaf.trainable else np.full(np.size(g), np.nan)
             for leaf, g in zip(trace.leaves, grads, strict=True)
         ]
         return Gradients(float(loss), np.concatenate(found) if found else np.zeros(0))
-
-    def _operands(self, node: int) -> list[int]:
-        """The nodes that a value is made of, by a rule of its own if it has one."""
-        step = self.rules.get(node) or self.steps.get(node)
-        return [i for i, known in zip(step.inputs, step.known, strict=True) if known] if step else []
 
     def rounded(self, weights: np.ndarray) -> Rounded:
         """See `Model.rounded`; without the noise floor, which is the reference's."""

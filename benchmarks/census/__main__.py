@@ -27,7 +27,7 @@ PACKAGES = ["torch", "jax", "flax", "transformers", "optax"]
 
 @dataclass(frozen=True)
 class CensusOptions(PublishOptions):
-    """Compare public ports in tiny configurations with random weights, and PyTorch's optimizers with Optax's."""
+    """Compare public ports in tiny configurations, and PyTorch's optimizers with Optax's."""
 
     pairs: tuple[str, ...] = option((), "Only these pairs; `optimizers` is one of them", type=str, nargs="+")
     seconds: int = option(600, "Time for a pair")
