@@ -291,6 +291,8 @@ class Interpreter:
             asked = _dtype(var)
             if asked in NARROW and self.narrowest > 2:
                 out = out.astype(asked)
+            if asked is not None and asked.kind in "iu":  # NumPy sums small integers in int64
+                out = out.astype(asked, copy=False)
             outs[index] = widen(out)
         return outs
 

@@ -413,7 +413,7 @@ class TorchModel:
         for name, tensor in buffers.items():
             if not np.array_equal(array(tensor), kept[name], equal_nan=True):
                 trace.state[name] = recorder.keep(tracer.operand(tensor))
-        trace.training = module.training
+        trace.training = all(part.training for part in module.modules())  # a wrapper may not know its mode
         trace.notes += describe_casts(tracer.casts)
         constants = {abs(n.scalar) for n in trace.nodes if n.scalar}
         trace.scalars = sorted(tracer.scalars | constants)
@@ -466,7 +466,7 @@ class TorchModel:
 
     def rounded(self, weights: np.ndarray) -> Rounded:
         """See `Model.rounded`."""
-        module = copy.deepcopy(self.original).cpu().train(self.original.training)
+        module = copy.deepcopy(self.original).cpu()
         runs = []
         for units in (0, 1, -1):
             moved = weights.astype(np.complex64 if np.iscomplexobj(weights) else np.float32)

@@ -15,14 +15,27 @@ from types import ModuleType
 from typing import Any
 
 import lockstep
-from benchmarks.census import optimizers, transformers_pairs
+from benchmarks.census import hub_pairs, optimizers, transformers_pairs
+from benchmarks.census.confirm import confirm
 from benchmarks.record import PublishOptions, Row, add_rows
 from lockstep.result import Place, Result
 from recipe import console
 from recipe.console import UserError, explain, option, run_command
 
-MODULES: dict[str, ModuleType] = {"transformers": transformers_pairs}  # by the package they need
-PACKAGES = ["torch", "jax", "flax", "transformers", "optax"]
+PAIRS: dict[str, ModuleType] = {
+    name: module for module in (transformers_pairs, hub_pairs) for name in module.names()
+}
+PACKAGES = [
+    "torch",
+    "jax",
+    "flax",
+    "optax",
+    "equinox",
+    "transformers",
+    "diffusers",
+    "jax-image-models",
+    "eqx-zoo",
+]
 
 
 @dataclass(frozen=True)
@@ -39,23 +52,22 @@ def main(options: CensusOptions) -> None:
     Raises:
         UserError: there is no such pair, or the record cannot be written.
     """
-    modules = {
-        name: module
-        for package, module in MODULES.items()
-        if importlib.util.find_spec(package)
-        for name in module.names()
-    }
-    unknown = set(options.pairs) - {*modules, "optimizers"}
+    unknown = set(options.pairs) - {*PAIRS, "optimizers"}
     if unknown:
-        raise UserError(f"no pair {', '.join(sorted(unknown))} here; there are {', '.join(modules)}")
+        raise UserError(f"no pair {', '.join(sorted(unknown))}; there are {', '.join(PAIRS)}")
+    chosen = [name for name in PAIRS if not options.pairs or name in options.pairs]
+    lacking = {PAIRS[name].package(name) for name in chosen}
+    lacking = {package for package in lacking if not importlib.util.find_spec(package)}
+    if lacking:
+        raise UserError(f"install {', '.join(sorted(lacking))}; docs/census.md says how")
     import jax
 
     with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
         jax.config.update("jax_compilation_cache_dir", folder)  # most operations are the same in every pair
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        for name in [name for name in modules if not options.pairs or name in options.pairs]:
-            row = measure(modules[name], name, options.seconds)
-            console.show_line(f"{name}: {row['verdict']}; {row['seconds']:.0f} s")
+        for name in chosen:
+            row = measure(PAIRS[name], name, options.seconds)
+            console.show_line(f"{name}: {row['verdict']}; {row['seconds']:.0f} s; {row.get('confirmed')}")
             add_rows("census", [row], PACKAGES, options.publish)
             jax.clear_caches()
     if not options.pairs or "optimizers" in options.pairs:
@@ -65,14 +77,19 @@ def main(options: CensusOptions) -> None:
 def measure(module: ModuleType, name: str, seconds: int) -> Row:
     """One line of the record: what lockstep says of a pair, and what a second way says."""
     began = time.perf_counter()
-    row: Row = {"what": "model", "pair": name, "flavour": module.FLAVOUR}
-    try:
-        with _limit(seconds), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            row |= describe(lockstep.compare(*module.build(name)))
-    except Exception as error:  # also of the model's own code: the other pairs go on
-        row |= {"equal": None, "verdict": explain(error)}
-    return row | {"seconds": round(time.perf_counter() - began, 1)}
+    row: Row = {"what": "model", "pair": name, "flavour": module.flavour(name), "comparable": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with _limit(seconds):
+                reference, port, inputs, theirs = module.build(name)
+                row["comparable"] = True
+                row |= describe(lockstep.compare(reference, port, inputs, port_inputs=theirs))
+        except Exception as error:  # also of the model's own code: the other pairs go on
+            row |= {"equal": None, "verdict": explain(error)}
+        row["seconds"] = round(time.perf_counter() - began, 1)
+        with _limit(seconds):
+            return row | confirm(module, name, row["equal"])
 
 
 def describe(result: Result) -> Row:
