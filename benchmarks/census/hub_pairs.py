@@ -1,4 +1,4 @@
-"""Ports that load the original's checkpoint themselves: jimm (NNX), eqx-zoo (Equinox), diffusers (Flax Linen).
+"""Ports that load the original's checkpoint themselves: jimm (NNX), eqx-zoo (Equinox), diffusers (Linen).
 
 Each original is written to a folder with random weights, and the port reads that. Nothing is downloaded.
 """

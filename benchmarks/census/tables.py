@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.record import Row, grouped, read_rows
-from benchmarks.tables import describe_origin, make_table
+from benchmarks.tables import make_table
 
 COMMAND = "benchmarks.census --pairs NAMES"
 
@@ -18,27 +18,36 @@ def now() -> list[Row]:
     return [rows[-1] for rows in grouped(read_rows("census", what="model"), "pair")]
 
 
-def count(rows: list[Row]) -> tuple[int, int]:
-    """How many pairs could be compared, and of how many a second way agrees with the verdict."""
-    compared = [row for row in rows if row["comparable"]]
-    return len(compared), sum(row["confirmed"] for row in compared)
+def compared(rows: list[Row]) -> list[Row]:
+    """The pairs that could be compared: both sides can be built."""
+    return [row for row in rows if row["comparable"]]
+
+
+def is_right(row: Row) -> bool:
+    """Whether there is a verdict, a difference is confirmed, and no second way contradicts what is equal."""
+    return row["confirmed"] is True or (row["equal"] is True and row["confirmed"] is None)
 
 
 def summary() -> str:
     """How many pairs there are, and how many verdicts are right at first sight and now."""
-    before, rows = count(first_sight()), now()
-    after, different = count(rows), [row for row in rows if row["equal"] is False and row["confirmed"]]
-    broken = [row for row in rows if not row["comparable"]]
-    text = f"Of {before[0]} pairs {before[1]} verdicts were right at first sight; now {after[1]} of {after[0]} are. "
-    text += f"{len(different)} ports differ from their originals, and each difference is confirmed without lockstep"
-    return text + (f"; {len(broken)} more fail by themselves." if broken else ".")
+    before, after = compared(first_sight()), compared(now())
+    right = [sum(map(is_right, rows)) for rows in (before, after)]
+    differ = [row for row in after if row["equal"] is False and row["confirmed"]]
+    same = [row for row in after if row["equal"]]
+    checked = sum(row["confirmed"] is True for row in same)
+    return (
+        f"Of {len(before)} pairs {right[0]} verdicts were right at first sight; "
+        f"now {right[1]} of {len(after)} are. {len(differ)} ports differ from their originals, and each of "
+        f"these differences is confirmed without Lockstep. {len(same)} are equal; the second way was run on "
+        f"{checked} of these. {len(now()) - len(after)} more fail before they can be compared."
+    )
 
 
 def pairs_table() -> str:
     """Every pair, those that differ first."""
     rows = sorted(now(), key=lambda row: (row["equal"] is True, not row["comparable"]))
     return make_table(
-        "pair | port | verdict | outputs apart, float32 | after the change | original / port | cause",
+        "pair | port | verdict | apart | after the change | original / port | cause",
         "`{pair}` | {flavour} | {word} | {before} | {after} | {lines} | {change}",
         [row | _words(row) for row in rows],
         COMMAND,
@@ -54,7 +63,9 @@ def _words(row: Row) -> dict[str, Any]:
         key: f"{row[name]:.0e}" if isinstance(row[name], float) else None
         for key, name in (("before", "plain"), ("after", "changed"))
     }
-    return {"word": word if row["confirmed"] else f"**{word}**, wrong", "lines": lines} | numbers
+    if not row["comparable"]:
+        lines = row["verdict"]
+    return {"word": word if is_right(row) or not row["comparable"] else f"{word}, wrong", "lines": lines} | numbers
 
 
 def optimizers_table() -> str:
@@ -78,8 +89,3 @@ def optimizers_table() -> str:
         shown,
         "benchmarks.census --pairs optimizers",
     )
-
-
-def origin() -> str:
-    """Where and when the pairs were compared."""
-    return describe_origin(now())
