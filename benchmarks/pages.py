@@ -56,7 +56,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "files": inference.files_table,
     "runtimes": runtimes.runtimes_table,
     "models": models.models_table,
-    "census": census.summary,
+    "census": census.headline,
+    "census-counts": census.summary,
+    "false-alarms": census.false_alarms,
     "census-pairs": census.pairs_table,
     "optimizers": census.optimizers_table,
 }

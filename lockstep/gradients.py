@@ -35,7 +35,9 @@ def compare_gradients(comparison: "Comparison") -> None:
     bound = comparison.binding.numbers
     tries = [(reference.weights, port.weights)]
     if not np.array_equal(reference.weights, reference.given):  # constant weights hide faults, or show them
-        tries.append((reference.given, np.where(bound >= 0, reference.given[bound], port.given)))
+        tries.append(
+            (reference.given, np.where(bound >= 0, np.append(reference.given, 0)[bound], port.given))
+        )
     compared: set[str] = set()
     for weights, own in tries:
         mine = comparison.models[0].gradients(weights, factors)

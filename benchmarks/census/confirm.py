@@ -14,6 +14,8 @@ from recipe.console import explain
 EQUAL = 5e-6  # of the largest number: float32's rounding in a few layers
 NO_TYPES = {"token_type_ids": np.zeros((BATCH, TOKENS), np.int64)}
 
+UNPADDED = {"attention_mask": np.ones((BATCH, TOKENS), np.int64)}
+
 
 def _as_flax_unet(model: Any) -> None:
     from torch.nn.functional import gelu
@@ -23,6 +25,18 @@ def _as_flax_unet(model: Any) -> None:
             part.norm.eps = 1e-5
         elif type(part).__name__ == "GEGLU":
             part.gelu = lambda gate: gelu(gate, approximate="tanh")
+
+
+def _as_jimm_clip(model: Any) -> None:
+    for layer in model.text_model.encoder.layers:
+        layer.layer_norm1.eps = layer.layer_norm2.eps = 1e-6
+
+
+def _exact_gelu(model: Any) -> None:
+    from torch import nn
+
+    for layer in (*model.text_model.encoder.layers, *model.vision_model.encoder.layers):
+        layer.mlp.activation_fn = nn.GELU()
 
 
 # Of a pair that differs: the cause, the reference's settings or the inputs that make the outputs equal.
@@ -35,13 +49,23 @@ CHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama_theta": ("Flax ignores rope_theta", {"rope_theta": 10_000.0}, {}),
     "llama_scaled": ("Flax ignores rope_scaling", {"rope_scaling": None}, {}),
     "mistral_theta": ("Flax ignores rope_theta", {"rope_theta": 10_000.0}, {}),
-    "mistral_no_window": ("Flax lets a token see only itself without a window", {"sliding_window": 1}, {}),
+    "mistral_no_window": (
+        "Flax lets a token see only itself without a window",
+        {"sliding_window": 1},
+        UNPADDED,
+    ),
     "mistral_window": ("Flax's window is one token wider", {"sliding_window": 4}, {}),
     "gemma_gelu": (
         "Flax takes hidden_activation, which is unset, and PyTorch hidden_act",
         {"hidden_act": "gelu_pytorch_tanh"},
         {},
     ),
+    "jimm_clip": (
+        "jimm has epsilon 1e-6 in the text's layers, transformers 1e-5",
+        {"edit": _as_jimm_clip},
+        {},
+    ),
+    "jimm_siglip": ("jimm has exact GELU, transformers its tanh form", {"edit": _exact_gelu}, {}),
     **dict.fromkeys(
         ("unet", "unet_linear"),
         (

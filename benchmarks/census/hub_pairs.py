@@ -138,13 +138,14 @@ def original(name: str, changed: dict[str, Any]) -> Any:
     if name in DIFFUSERS:
         import diffusers  # pyright: ignore[reportMissingImports]
 
-        model = stir(getattr(diffusers, model_class)(**settings))
-        edit(model)
-        return model
-    import transformers  # pyright: ignore[reportMissingImports]
+        model = getattr(diffusers, model_class)(**settings)
+    else:
+        import transformers  # pyright: ignore[reportMissingImports]
 
-    made = getattr(transformers, model_class)
-    return stir(made(made.config_class(**settings)))
+        made = getattr(transformers, model_class)
+        model = made(made.config_class(**settings))
+    edit(stir(model))
+    return model
 
 
 def outputs(name: str, changed: dict[str, Any], given: dict[str, Any]) -> tuple[dict, dict]:
@@ -172,9 +173,10 @@ def outputs(name: str, changed: dict[str, Any], given: dict[str, Any]) -> tuple[
 def _load_jimm(port_class: str, folder: str, rng: np.random.Generator) -> tuple[Any, dict[str, Any], Any]:
     import jax
     import jimm.models  # pyright: ignore[reportMissingImports]
+    from jimm.common.sharding import NoSharding  # pyright: ignore[reportMissingImports]
 
     jax.set_mesh(jax.make_mesh((1,), ("fsdp",), (jax.sharding.AxisType.Explicit,)))  # jimm asks for one
-    port = getattr(jimm.models, port_class).from_pretrained(folder)
+    port = getattr(jimm.models, port_class).from_pretrained(folder, sharding=NoSharding())
     image = rng.standard_normal((BATCH, 3, SIDE, SIDE)).astype(np.float32)
     text = rng.integers(5, VOCABULARY - 1, (BATCH, TOKENS))
     text[:, -1] = VOCABULARY - 1  # the end of the text
