@@ -49,7 +49,8 @@ def headline() -> str:
     differ = sum(row["equal"] is False and bool(row["confirmed"]) for row in rows)
     return (
         f"Of {len(rows)} public ports of models to JAX {differ} differ from their originals, among them "
-        "Flax's Electra, Llama and Mistral;\n[docs/census.md](docs/census.md) has each with its lines, cause and fix."
+        "Flax's Electra, Llama and Mistral;\n"
+        "[docs/census.md](docs/census.md) has each with its lines, cause and fix."
     )
 
 
