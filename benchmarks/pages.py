@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks import accuracy, inference, lockstep, models, runtimes, training
+from benchmarks.census import tables as census
 from benchmarks.record import RESULTS
 from benchmarks.tables import make_table
 from recipe.checkpoint import write_atomically
@@ -54,6 +55,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "files": inference.files_table,
     "runtimes": runtimes.runtimes_table,
     "models": models.models_table,
+    "census": census.headline,
+    "census-counts": census.summary,
+    "false-alarms": census.false_alarms,
+    "census-pairs": census.pairs_table,
+    "optimizers": census.optimizers_table,
 }
 PICTURES: dict[str, Callable[[], bytes]] = {
     "lockstep.png": partial(lockstep.draw_run, lockstep.FULL_RUN),

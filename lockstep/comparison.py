@@ -255,12 +255,12 @@ class Comparison:
             if self.reference.partial or self.port.partial:
                 self.all_values()
                 continue
-            if all(distance_ <= NEAR for *_, distance_ in bad):
-                self.near(bad, what)
-                break
             if soft := self.unify():
                 self.again(soft)
                 continue
+            if all(distance_ <= NEAR for *_, distance_ in bad):
+                self.near(bad, what)
+                break
             finding = locate(self, [(t, j) for _, t, j, _ in bad])
             words = "; ".join(f"{what}{label} differs by {_size(d)}" for label, _, _, d in bad[:3])
             count += 1
@@ -289,6 +289,11 @@ class Comparison:
         self.port = self.models[1].trace(self.reference, None, self.replaced)
         assert self.port.binding is not None  # made anew: behind a difference operands do not match
         self.binding = self.port.binding
+
+    @property
+    def tolerance(self) -> float:
+        """Of gradients and state: float32's if the outputs are no closer, or a rounded table was replaced."""
+        return NEAR if self.result.near or self.replaced else EXACT
 
     def pair_outputs(self) -> tuple[list[tuple[str, int, int]], list[Difference]]:
         """Outputs that belong together: by name, then by values, then by size; and those of one side only."""
@@ -462,7 +467,7 @@ class Comparison:
             a, b = self.reference.values.get(t), self.port.values.get(j)
             if a is None or b is None or a.size != b.size:
                 continue
-            if same_order(a, b, EXACT) is None:
+            if same_order(a, b, self.tolerance) is None:
                 found.append((name, t, j, max(_distance(a, b), 2 * NEAR)))
         return found
 
@@ -481,7 +486,7 @@ class Comparison:
     def rounded(self) -> None:
         """Compare the outputs in float32, against how far the reference's move by rounding its weights."""
         numbers = self.binding.numbers
-        weights = np.where(numbers >= 0, self.reference.weights[numbers], self.port.weights)
+        weights = np.where(numbers >= 0, np.append(self.reference.weights, 0)[numbers], self.port.weights)
         mine = self.models[0].rounded(self.reference.weights)
         theirs: Rounded = self.models[1].rounded(weights)
         for label, t, j in self.pairs:

@@ -7,7 +7,7 @@ import numpy as np
 
 from lockstep.result import Difference
 from lockstep.trace import Gradients, Leaf, Trace
-from lockstep.values import EXACT, same_order
+from lockstep.values import same_order
 
 if TYPE_CHECKING:
     from lockstep.comparison import Comparison
@@ -35,7 +35,9 @@ def compare_gradients(comparison: "Comparison") -> None:
     bound = comparison.binding.numbers
     tries = [(reference.weights, port.weights)]
     if not np.array_equal(reference.weights, reference.given):  # constant weights hide faults, or show them
-        tries.append((reference.given, np.where(bound >= 0, reference.given[bound], port.given)))
+        tries.append(
+            (reference.given, np.where(bound >= 0, np.append(reference.given, 0)[bound], port.given))
+        )
     compared: set[str] = set()
     for weights, own in tries:
         mine = comparison.models[0].gradients(weights, factors)
@@ -66,6 +68,7 @@ def _differences(
 ) -> list[tuple[Leaf, float, str, np.ndarray]]:
     """The reference's parameters whose gradients differ: how far, how in words, and which numbers."""
     reference, numbers = comparison.reference, comparison.binding.numbers
+    tolerance = comparison.tolerance
     bound = numbers >= 0
     size = reference.weights.size
     own = np.where(np.isnan(other.weights), 0, other.weights)
@@ -85,14 +88,14 @@ def _differences(
         compared.add(leaf.name)
         scale = max(float(np.abs(want).max()), float(np.abs(total[part]).max()), SMALL * largest)
         far = float(np.abs(want - total[part])[used].max()) / scale if scale else 0.0
-        if far > EXACT:
+        if far > tolerance:
             words = ""
             if frozen:
                 words = "the reference does not train it (requires_grad is False), the port does"
             elif not trained[part][used].any():
                 words = "the port does not train it"
             found.append(
-                (leaf, far, words, np.flatnonzero(np.abs(want - total[part]) * used > EXACT * scale))
+                (leaf, far, words, np.flatnonzero(np.abs(want - total[part]) * used > tolerance * scale))
             )
         elif (count[part] > 1).any() and (shared := _parted(comparison, leaf, other, want, scale)):
             found.append((leaf, 1.0, shared, np.zeros(0, int)))
@@ -108,7 +111,7 @@ def _parted(comparison: "Comparison", leaf: Leaf, other: Gradients, want: np.nda
         inside = (ids >= leaf.start) & (ids < leaf.stop)
         if not inside.any() or np.isnan(part).any():
             continue
-        if np.abs(part[inside] - want[ids[inside] - leaf.start]).max() > EXACT * scale:
+        if np.abs(part[inside] - want[ids[inside] - leaf.start]).max() > comparison.tolerance * scale:
             names.append(mine.name)
     return (
         f"the reference shares it; the port has separate parameters: {', '.join(names)}"

@@ -5,8 +5,9 @@ without the model or its framework. What needs the model, a second run or gradie
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -122,6 +123,16 @@ class Trace:
     def leaf(self, number: int) -> Leaf:
         """The leaf that a number of ``weights`` belongs to."""
         return self.leaves[bisect_right(self.leaves, number, key=lambda leaf: leaf.start) - 1]
+
+
+def describe_casts(sources: Iterable[tuple[Source, ...]]) -> list[str]:
+    """One note on casts to float32 that are computed in float64, by the user's lines of each."""
+    lines = {(Path(place[0][0]).name, place[0][1]) for place in sources if place}
+    files: dict[str, list[int]] = {}
+    for file, line in sorted(lines):
+        files.setdefault(file, []).append(line)
+    where = [f"{f}:{n[0]}" if len(n) == 1 else f"{len(n)} lines of {f}" for f, n in files.items()]
+    return [f"casts to float32 are computed in float64: {', '.join(where)}"] if where else []
 
 
 @dataclass(frozen=True)

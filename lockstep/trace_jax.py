@@ -18,7 +18,7 @@ from lockstep.errors import UserError, explain, own_line
 from lockstep.evaluate import DTYPES, KERNELS, MOVES
 from lockstep.outputs import labelled
 from lockstep.recorder import Operand, Recorder
-from lockstep.trace import Edit, Gradients, Rounded, Source, Trace
+from lockstep.trace import Edit, Gradients, Rounded, Source, Trace, describe_casts
 
 WIDER = {
     np.dtype(np.float32): np.dtype(np.float64),
@@ -76,6 +76,7 @@ class Interpreter:
         self.rules: dict[int, Step] = {}  # how values with a derivative of their own are differentiated
         self.narrowest, self.exact = model.narrowest, model.exact
         self.notes: set[str] = set()
+        self.casts: set[tuple[Source, ...]] = set()  # to float32, which are computed in float64
         self.calls: list[tuple[tuple[Source, ...], bool]] = []  # lines of the calls around; of the library?
         self.names: list[str] = []  # of the jitted functions around
         known = recorder.reference.scalars if recorder.reference else []
@@ -259,9 +260,7 @@ class Interpreter:
             if np.dtype(asked) in WIDER:
                 params[key] = WIDER[np.dtype(asked)]
                 if key == "new_dtype" and np.dtype(asked) == np.float32 and self._lifted(eqn):
-                    line = self._sources(eqn)[:1]
-                    where = f" at {Path(line[0][0]).name}:{line[0][1]}" if line else ""
-                    self.notes.add(f"a cast to float32{where} is computed in float64")
+                    self.casts.add(self._sources(eqn))
         return params
 
     def _lifted(self, eqn: Any) -> bool:
@@ -292,6 +291,8 @@ class Interpreter:
             asked = _dtype(var)
             if asked in NARROW and self.narrowest > 2:
                 out = out.astype(asked)
+            if asked is not None and asked.kind in "iu":  # NumPy sums small integers in int64
+                out = out.astype(asked, copy=False)
             outs[index] = widen(out)
         return outs
 
@@ -553,7 +554,7 @@ class JaxModel:
                 trace.loss = recorder.keep(found["loss"])
         if not trace.outputs:
             raise UserError("the JAX model returns no array, so there is nothing to compare")
-        trace.notes = sorted(interpreter.notes)
+        trace.notes = [*sorted(interpreter.notes), *describe_casts(interpreter.casts)]
         if not self.wide:
             trace.notes.append("traced in float32, because the model insists on it; computed in float64")
         numbers = {abs(n.scalar) for n in trace.nodes if n.scalar}
@@ -561,6 +562,7 @@ class JaxModel:
         trace.scalars = sorted(float(v) for v in numbers)
         trace.versions = _versions()
         self.steps, self.rules, self.traced = interpreter.steps, interpreter.rules, trace
+        self.replaced = set(replace or ())
         recorder.finish()
         if recorder.binder and recorder.binder.moved:
             again = self.trace(reference, trace.weights, replace)
@@ -601,23 +603,16 @@ class JaxModel:
     ) -> Gradients:
         """See `Model.gradients`: of the operations of the last trace, with what was widened there."""
         trace = self.traced
-        starts = {leaf.node: leaf for leaf in trace.leaves}
+        ends = [trace.loss] if trace.loss is not None else [trace.outputs[k] for k in cotangents]
+        needed = sorted(ancestors(trace.nodes, *ends))
+        steps = self.steps | self.rules
+        fixed = self.replaced | set(needed) - set(steps) - {leaf.node for leaf in trace.leaves}
 
-        def objective(numbers: list[Any]) -> Any:
+        def objective(numbers: list[Any], given: dict[int, Any]) -> Any:
             env: dict[int, Any] = {leaf.node: x for leaf, x in zip(trace.leaves, numbers, strict=True)}
-            ends = [trace.loss] if trace.loss is not None else [trace.outputs[k] for k in cotangents]
-            needed = ancestors(trace.nodes, *ends)
-            last = {i: n for n in sorted(needed) for i in self._operands(n)}
-            for end in ends:
-                last[end] = len(trace.nodes)
-            for node in trace.nodes:
-                if node.id in starts or node.id not in needed:
-                    continue
-                step = self.rules.get(node.id) or self.steps.get(node.id)
-                if step is None:
-                    env[node.id] = jnp.asarray(trace.values[node.id])
-                    continue
-                over = [i for i in self._operands(node.id) if last[i] == node.id]
+            env |= given
+            for node in (trace.nodes[n] for n in needed if n not in env):
+                step = steps[node.id]
                 values = [
                     env[i] if known else i if is_key(i) else jnp.asarray(i)
                     for i, known in zip(step.inputs, step.known, strict=True)
@@ -629,8 +624,6 @@ class JaxModel:
                     env[node.id] = jnp.where(first, *values)
                 else:
                     env[node.id] = step.bind(values)[step.index]
-                for i in over:  # what nothing takes any more
-                    env.pop(i, None)
             if trace.loss is not None:
                 return env[trace.loss].reshape(()).real
             return sum(((env[trace.outputs[k]] * v).sum().real for k, v in cotangents.items()), jnp.zeros(()))
@@ -641,17 +634,14 @@ class JaxModel:
                 x if np.iscomplexobj(trace.values.get(leaf.node, x)) else np.real(x)
                 for x, leaf in zip(parts, trace.leaves, strict=True)
             ]
-            loss, grads = jax.value_and_grad(objective)([jnp.asarray(x) for x in real])
+            given = {n: trace.values[n] for n in fixed}
+            # Compiled once, because each operation by itself takes longer to compile than to run.
+            loss, grads = jax.jit(jax.value_and_grad(objective))(real, given)
         found = [
             np.asarray(g).ravel().conj() if leaf.trainable else np.full(np.size(g), np.nan)
             for leaf, g in zip(trace.leaves, grads, strict=True)
         ]
         return Gradients(float(loss), np.concatenate(found) if found else np.zeros(0))
-
-    def _operands(self, node: int) -> list[int]:
-        """The nodes that a value is made of, by a rule of its own if it has one."""
-        step = self.rules.get(node) or self.steps.get(node)
-        return [i for i, known in zip(step.inputs, step.known, strict=True) if known] if step else []
 
     def rounded(self, weights: np.ndarray) -> Rounded:
         """See `Model.rounded`; without the noise floor, which is the reference's."""

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lockstep.errors import UserError, explain, own_line
 from lockstep.outputs import labelled
 from lockstep.recorder import Operand, Recorder
-from lockstep.trace import Edit, Gradients, Rounded, Source, Trace
+from lockstep.trace import Edit, Gradients, Rounded, Source, Trace, describe_casts
 
 aten = torch.ops.aten
 WIDER = {
@@ -63,7 +63,6 @@ class Lift(TorchDispatchMode):
     def __init__(self, narrowest: int):
         super().__init__()
         self.narrowest = narrowest  # bytes of the model's narrowest parameter
-        self.notes: list[str] = []
 
     def prepare(self, func: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The arguments of an operation with every narrow type widened."""
@@ -117,6 +116,7 @@ class Tracer(Lift):
         self.storages: dict[int, list[tuple[int, Any]]] = {}  # storage to nodes and tensors that share it
         self.modules: list[str] = []
         self.scalars: set[float] = set()
+        self.casts: set[tuple[Source, ...]] = set()  # to float32, which are computed in float64
         self.root: FrameType | None = None
 
     def add(self, tensor: torch.Tensor, operand: Operand) -> None:
@@ -155,7 +155,7 @@ class Tracer(Lift):
             return rounded
         asked = kwargs.get("dtype")
         if name == "_to_copy" and asked is torch.float32 and args[0].dtype is torch.float64:
-            self.notes.append(f"a cast to float32{at(self.sources())} is computed in float64")
+            self.casts.add(self.sources())
         with torch._C.DisableTorchFunction():
             before = args, kwargs
             args, kwargs = self.prepare(func, args, kwargs)
@@ -352,11 +352,6 @@ def array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.to_dense().numpy() if tensor.layout is not torch.strided else tensor.cpu().numpy()
 
 
-def at(sources: tuple[Source, ...]) -> str:
-    """The innermost line in words."""
-    return f" at {Path(sources[0][0]).name}:{sources[0][1]}" if sources else ""
-
-
 class TorchModel:
     """A `torch.nn.Module` as one side of a comparison; the module itself stays as it is."""
 
@@ -418,8 +413,8 @@ class TorchModel:
         for name, tensor in buffers.items():
             if not np.array_equal(array(tensor), kept[name], equal_nan=True):
                 trace.state[name] = recorder.keep(tracer.operand(tensor))
-        trace.training = module.training
-        trace.notes = sorted({*trace.notes, *tracer.notes})
+        trace.training = all(part.training for part in module.modules())  # a wrapper may not know its mode
+        trace.notes += describe_casts(tracer.casts)
         constants = {abs(n.scalar) for n in trace.nodes if n.scalar}
         trace.scalars = sorted(tracer.scalars | constants)
         trace.given, trace.summed = self.given, self.summed
@@ -471,7 +466,7 @@ class TorchModel:
 
     def rounded(self, weights: np.ndarray) -> Rounded:
         """See `Model.rounded`."""
-        module = copy.deepcopy(self.original).cpu().train(self.original.training)
+        module = copy.deepcopy(self.original).cpu()
         runs = []
         for units in (0, 1, -1):
             moved = weights.astype(np.complex64 if np.iscomplexobj(weights) else np.float32)

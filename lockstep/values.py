@@ -209,13 +209,15 @@ def fit_to(a: np.ndarray, b: np.ndarray, tolerance: float) -> np.ndarray | None:
             moved = np.squeeze(a).transpose(order).reshape(b.shape)
             if distance(moved, b) <= tolerance:
                 return moved
-        return None
-    kept = [
-        axis
-        for axis in range(b.ndim)
-        if b.shape[axis] > 1 and not np.array_equal(np.broadcast_to(b.take([0], axis), b.shape), b)
-    ]
-    small = b[tuple(slice(None) if axis in kept else slice(0, 1) for axis in range(b.ndim))]
-    core = np.squeeze(shrink(a))
-    order = same_order(core, small, tolerance) if core.size == small.size else None
-    return None if order is None else np.broadcast_to(core.transpose(order).reshape(small.shape), b.shape)
+    small = _once(b)
+    for core in (np.squeeze(_once(a)), np.squeeze(shrink(a))):
+        order = same_order(core, small, tolerance)
+        if order is not None:
+            return np.broadcast_to(core.transpose(order).reshape(small.shape), b.shape)
+    return None
+
+
+def _once(x: np.ndarray) -> np.ndarray:
+    """An array with one place along each axis on which it repeats."""
+    same = [np.array_equal(np.broadcast_to(x.take([0], axis), x.shape), x) for axis in range(x.ndim)]
+    return x[tuple(slice(0, 1) if repeats else slice(None) for repeats in same)]

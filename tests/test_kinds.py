@@ -161,3 +161,66 @@ def test_three_faults_are_found():
     found = [{line for _, line in difference.port.sources} for difference in result.differences]
     lines = [line for _, line in sorted(faulty_lines(case))][-3:]
     assert len(found) == 3 and all(any(line in places for places in found) for line in lines), str(result)
+
+
+def test_a_wrapper_leaves_each_part_in_its_mode():
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5)).eval()
+
+        def forward(self, x):
+            return self.inner(x)
+
+    class Port(nnx.Module):
+        def __init__(self):
+            self.linear, self.dropout = nnx.Linear(6, 8, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.dropout(self.linear(x))
+
+    assert Wrapper().training  # as every new module, though what it holds is in evaluation mode
+    result = lockstep.compare(Wrapper(), Port(), X)
+    assert result.equal, str(result)
+
+
+def test_sums_of_small_integers_keep_their_type():
+    class Counts(nn.Module):
+        def forward(self, tokens):
+            return (tokens.cumsum(-1) // 2 % 3).double()
+
+    def port(_, tokens):
+        half = jax.lax.div(jnp.cumsum(tokens.astype(jnp.int32), -1), jnp.int32(2))
+        return (half % 3).astype(jnp.float32)
+
+    tokens = np.random.default_rng(0).integers(0, 9, (2, 7))
+    result = lockstep.compare(
+        Counts(), lockstep.function(port, {"unused": jnp.ones(2)}), tokens, backward=False
+    )
+    assert result.equal, str(result)
+
+
+class Rotary(nn.Module):
+    """Sines of positions, repeated and in float32, beside a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.register_buffer("rates", (10_000.0 ** -(torch.arange(3) / 3)).float())
+
+    def forward(self, x):
+        angles = torch.arange(7)[:, None] * self.rates
+        return self.linear(x) * torch.cat([angles, angles], -1).sin()
+
+
+def test_a_rounded_table_is_no_difference_of_gradients():
+    rates = 10_000.0 ** -(np.arange(3) / 3)
+    table = np.sin(np.tile(np.arange(20)[:, None] * rates, 2)).astype(np.float32)
+
+    def port(params, x):
+        return (x @ params["kernel"] + params["bias"]) * jnp.stack([jnp.asarray(table)[:7]] * len(x))
+
+    x = np.random.default_rng(0).standard_normal((2, 7, 6)).astype(np.float32)
+    params = {"kernel": jnp.zeros((6, 6)), "bias": jnp.zeros(6)}
+    result = lockstep.compare(Rotary().eval(), lockstep.function(port, params), x)
+    assert result.equal and "gradients of 2 parameters" in result.verdict, str(result)

@@ -3,6 +3,7 @@
 transformers 4.57.6 is the last version with Flax models. Nothing is downloaded.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -295,6 +296,7 @@ FAMILIES: dict[str, tuple[Inputs, dict[str, Any], dict[str, tuple[str, dict[str,
             "mistral": ("MistralModel", {}),
             "mistral_lm": ("MistralForCausalLM", {}),
             "mistral_window": ("MistralModel", {"sliding_window": 3}),
+            "mistral_no_window": ("MistralModel", {"sliding_window": None}),
             "mistral_theta": ("MistralModel", {"rope_theta": 1_000_000.0}),
         },
     ),
@@ -411,15 +413,52 @@ def names() -> Iterator[str]:
         yield from models
 
 
-def build(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:
+def package(_: str) -> str:
+    """The package of a pair's port."""
+    return "transformers"
+
+
+def flavour(_: str) -> str:
+    """The library of a pair's port."""
+    return "Flax Linen"
+
+
+def build(name: str) -> tuple[Any, Any, dict[str, np.ndarray], None]:
     """PyTorch's model, Flax's with its parameters, and inputs; float32, in evaluation mode."""
+    reference, flax_class, shape, inputs = _make(name, {})
+    return reference, flax_class(reference.config, **shape), inputs, None
+
+
+def outputs(name: str, changed: dict[str, Any], given: dict[str, Any]) -> tuple[dict, dict]:
+    """Both models' outputs in float32; the port has the weights that transformers itself converts.
+
+    Args:
+        name: of the pair.
+        changed: settings of the original.
+        given: further inputs of both.
+    """
+    import torch
+
+    reference, flax_class, shape, inputs = _make(name, changed)
+    config = _make(name, {})[0].config if changed else reference.config
+    with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
+        reference.save_pretrained(folder)
+        port = flax_class.from_pretrained(folder, config=config, from_pt=True, **shape)
+    inputs |= given
+    with torch.no_grad():
+        found = reference(**{key: torch.from_numpy(value) for key, value in inputs.items()})
+    return dict(found), dict(port(**inputs))
+
+
+def _make(name: str, changed: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], dict[str, np.ndarray]]:
+    """PyTorch's model with some settings changed, Flax's class, the shape that it asks for, and inputs."""
     import torch
     import transformers  # pyright: ignore[reportMissingImports]
 
     _restore_clip()
     family, (inputs, shared, models) = next(item for item in FAMILIES.items() if name in item[1][2])
     model_class, own = models[name]
-    config = getattr(transformers, f"{family}Config")(**shared | own)
+    config = getattr(transformers, f"{family}Config")(**shared | own | changed)
     given = inputs(np.random.default_rng(0))
     shape = FLAX_SHAPES.get(family)
     if shape is None and given.keys() == {"pixel_values"}:
@@ -427,8 +466,8 @@ def build(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:
         shape = (1, height, width, channels)
     torch.manual_seed(0)
     reference = stir(getattr(transformers, model_class)(config).eval())
-    port = getattr(transformers, f"Flax{model_class}")(config, **({"input_shape": shape} if shape else {}))
-    return reference, port, given
+    flax_class = getattr(transformers, f"Flax{model_class}")
+    return reference, flax_class, {"input_shape": shape} if shape else {}, given
 
 
 def stir(model: Any) -> Any:
