@@ -61,7 +61,7 @@ def false_alarms() -> str:
     failed = [row for row in rows if row["equal"] is None]
     return (
         f"On {len(rows)} public ports that it had not seen, Lockstep called {len(alarms)} different that are "
-        f"equal, and gave an error for {len(failed)} ([census.md](census.md)). What it did there is mended."
+        f"equal, and gave an error for {len(failed)} ([census.md](census.md))."
     )
 
 
