@@ -22,7 +22,7 @@ from tests.pairs import __main__ as bench
 from tests.pairs import randomise
 
 X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
-QUICK = ("default_epsilon", "tanh_gelu", "unbiased_variance", "dropout_on", "converted_transposed")
+QUICK = ("default_epsilon", "epsilon_outside", "tanh_gelu", "unbiased_variance", "dropout_on", "converted_transposed")
 
 
 class TorchDense(nn.Module):
@@ -275,7 +275,7 @@ def test_the_command(tmp_path):
     done = run(PAIR)
     assert done.returncode == 1, done.stderr
     first = json.loads((tmp_path / "out.json").read_text())["differences"][0]
-    assert "padding" in first["cause"] and ["pair.py", 15] in first["port"]["sources"]
+    assert "padding" in first["cause"] and ["pair.py", 16] in first["port"]["sources"]
     mended = run(PAIR.replace("strides=2,", "strides=2, padding=1,"))
     assert mended.returncode == 0, mended.stdout
 
