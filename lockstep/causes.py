@@ -137,12 +137,12 @@ def find_cause(
         _by_description,
         _by_indices,
         _by_moves,
-        _by_wiring,
         _by_numbers,
-        _by_leaving_out,
+        _by_wiring,
         _by_operands,
         _by_relation,
         _by_order,
+        _by_leaving_out,
         _by_dependence,
     ):
         case.spent = 0.0
@@ -153,9 +153,23 @@ def find_cause(
             continue
         if cause:
             finding.cause = cause
-            if "dropout" in cause:
+            if "dropout" not in cause and any(_draws(case, port) for port in (False, True)):
+                finding.cause += ": the rate of dropout, or one side has none"
+            if "dropout" in finding.cause:
                 finding.kind = "setting"
             return
+
+
+def _draws(case: Case, port: bool) -> bool:
+    """Whether random numbers are what a side's first differing operations take."""
+    nodes, start = (
+        case.alignment.trace(port).nodes,
+        (case.finding.port if port else case.finding.reference) or 0,
+    )
+    drawn = {"random", "bernoulli", "bernoulli_", "native_dropout"}
+    taken = [start, *ways_out(nodes, case.regions[port].nodes, start)[:2]]
+    noise = {i for n in taken for i in (n, *nodes[n].inputs) if not nodes[i].weighted}
+    return any(nodes[i].op in drawn for i in ancestors(nodes, *noise))
 
 
 def _ends(outputs: dict[int, int], finding: "Finding") -> tuple[int, int] | None:
@@ -299,9 +313,8 @@ def _by_absence(case: Case) -> str:
     mine, theirs = case.reference.values.get(case.t), case.port.values.get(case.j)
     if inside == (True, True) or mine is None or theirs is None or theirs.dtype.kind != "f":
         return ""
-    draws = _summary(case, inside[1], case.j if inside[1] else case.t)
-    if "dropout" in draws:
-        return f"only the {'port' if inside[1] else 'reference'} computes {draws}"
+    if _draws(case, inside[1]):
+        return f"only the {'port' if inside[1] else 'reference'} has dropout, or they have different rates"
     for name, function in FUNCTIONS.items():
         if not inside[1] and case.is_reference(function(theirs)):
             return f"the reference computes {name}, which the port leaves out"
@@ -312,7 +325,7 @@ def _by_absence(case: Case) -> str:
         if case.is_reference(np.asarray(change(theirs))):
             return words
     if not inside[1] and any(case.j in case.alignment.partners(False, i) for i in _taken(case, False)):
-        return f"the reference computes {draws}, which the port leaves out"
+        return f"the reference computes {_summary(case, False, case.t)}, which the port leaves out"
     return ""
 
 
@@ -366,11 +379,7 @@ def _summary(case: Case, port: bool, end: int) -> str:
         f"{PurePath(file).name}:{line}" + (f" in {name}" if (name := _function(file, line)) else "")
         for n in inside for file, line in n.sources[:1]
     )  # fmt: skip
-    drawn = {"random", "bernoulli", "native_dropout"}
-    behind = {trace.nodes[i].op.strip("_") for n in (*inside, *tables) for i in (n.id, *n.inputs)}
-    if drawn & behind:
-        what = "dropout, or with another rate"
-    elif any(n.op in ("select_n", "where", "masked_fill", "masked_fill_") for n in inside) or any(
+    if any(n.op in ("select_n", "where", "masked_fill", "masked_fill_") for n in inside) or any(
         _is_mask(trace.values.get(n.id)) for n in tables
     ):
         what = f"a mask ({', '.join(ops[:3])})"
@@ -627,8 +636,9 @@ def _changes(case: Case, node: Node, x: Array) -> Iterator[tuple[str, Callable[[
 def _what(node: Node) -> str:
     if node.kind == "parameter":
         return node.op
+    within = str(node.params.get("within", ""))
     where = f" ({node.sources[0][0].rpartition('/')[2]}:{node.sources[0][1]})" if node.sources else ""
-    return f"{node.op}{where}"
+    return f"{node.op}{f' of {within}' if within else ''}{where}"
 
 
 # --- relations ---
@@ -759,13 +769,25 @@ def _by_description(case: Case) -> str:
             continue
         mine = [(describe(x, end, tuple(range(x.ndim)), numbers), end.size) for end in ends[0]]
         theirs = [(describe(y, end, order, numbers), end.size) for end in ends[1]]
-        mine, theirs = ([some for some in both if some[0]] for both in (mine, theirs))
+        mine, theirs = (
+            [
+                (name, n)
+                for k, (name, n) in enumerate(both)
+                if name and (k == len(both) - 1 or not _is_part(name))
+            ]
+            for both in (mine, theirs)
+        )
         if {name for name, _ in mine} & {name for name, _ in theirs}:
             continue
         for (a, n), (b, m) in itertools.product(reversed(mine), reversed(theirs)):
-            if (n == m and not {a, b} & set(PARTS)) or a.split()[:2] == b.split()[:2]:
+            if n == m or a.split()[:2] == b.split()[:2]:
                 return f"the reference computes {a}, the port {b}"
     return ""
+
+
+def _is_part(name: str) -> bool:
+    """Whether a computation is rather a part of another than what is meant."""
+    return name in PARTS or name.startswith(("the first", "the last"))
 
 
 def _pairs(case: Case) -> list[tuple[int, int]]:
@@ -845,18 +867,27 @@ def _by_loss(case: Case) -> str:
 
 
 def _by_dependence(case: Case) -> str:
-    """The reference's value follows from an input that the port's does not take at all."""
-    names = []
+    """One side's value follows from an input, or from running statistics, that the other side does not take."""
+    inputs = []
     for port, end in ((False, case.t), (True, case.j)):
-        nodes = case.alignment.trace(port).nodes
-        inputs = [n for n in nodes if n.kind == "input"]
-        behind = ancestors(nodes, end)
-        names.append([(n.op, n.id in behind) for n in inputs])
-    if len(names[0]) != len(names[1]):
-        return ""
-    for (name, used), (_, other) in zip(*names, strict=True):
-        if used and not other:
+        trace = case.alignment.trace(port)
+        behind = ancestors(trace.nodes, end)
+        inputs.append([(n.op, n.id in behind) for n in trace.nodes if n.kind == "input"])
+    for (name, mine), (_, theirs) in zip(*inputs, strict=False) if len(inputs[0]) == len(inputs[1]) else ():
+        if mine and not theirs:
             return f"the port does not use the input {name}, the reference does"
+    leaves = []
+    for port, end in ((False, case.t), (True, case.j)):
+        trace, region = case.alignment.trace(port), case.regions[port].nodes
+        inside = ancestors(trace.nodes, end) & region
+        tables = ancestors(
+            trace.nodes, *(i for n in inside for i in trace.nodes[n].inputs if trace.nodes[i].image)
+        )
+        names = [leaf.name for leaf in trace.leaves if leaf.node in tables and not leaf.trainable]
+        leaves.append([name for name in names if re.search("mean|var", name)])
+    if bool(leaves[0]) != bool(leaves[1]):
+        side, shown = ("reference", leaves[0]) if leaves[0] else ("port", leaves[1])
+        return f"only the {side} uses the running statistics {', '.join(shown[:2])}"
     return ""
 
 

@@ -66,8 +66,9 @@ def describe(x: Array, y: Array, order: tuple[int, ...], numbers: Iterable[float
     """
     if x.dtype.kind != "f" or y.dtype.kind != "f" or not 0 < x.ndim <= 5 or max(x.size, y.size) > LARGE:
         return ""
-    if not x.size or not y.size or not np.isfinite(x).all():
+    if not x.size or not y.size or np.isnan(x).any():
         return ""
+    x = np.maximum(x, -1e30)  # masked
     with np.errstate(all="ignore"):
         for words, made in _made(x, y, order, numbers):
             if made.size == y.size and distance(made.ravel(), y.ravel()) <= EXACT:
@@ -301,9 +302,8 @@ def describe_indices(y: Array, ids: list[Array]) -> str:
         for both, buckets, far in itertools.product(
             (True, False), range(count, count + 33), (16, 20, 32, 64, 128, 256)
         ):
-            if buckets >= 4 and buckets // (2 * (1 + both)) < far:
-                if np.array_equal(_buckets(sign * relative, both, buckets, far), y):
-                    return f"relative positions in buckets, bidirectional={both}{word}"
+            if buckets >= 4 and np.array_equal(_buckets(sign * relative, both, buckets, far), y):
+                return f"relative positions in buckets, bidirectional={both}{word}"
     return ""
 
 

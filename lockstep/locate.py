@@ -102,7 +102,7 @@ def _repair(
             _moved(port.nodes, port.sites[mine].operand),
         )
     }
-    for t, j, value in _candidates(reference, port, regions, bound):
+    for t, j, value in _candidates(reference, port, regions, bound, outputs):
         values = model.replay(port, {j: value})
         right = sum(_is_in(values[n], goals) for n in wrong if n in values and n != j)
         ends = all(_same(values.get(o), reference.values.get(e)) for e, o in outputs if o > j)
@@ -117,6 +117,16 @@ def _repair(
             if value is not None:
                 return None, {j: value[1]}
     return best[1], best[2]
+
+
+def _contracted(trace: Trace, region: set[int]) -> dict[int, set[int]]:
+    """For each node of a region the contractions with weights that it is behind, within the region."""
+    made = {site.node: site.order for site in trace.sites if site.role in ("contract", "conv")}
+    found: dict[int, set[int]] = {}
+    for n in sorted(region):
+        found[n] = set().union(*(found.get(i, set()) for i in trace.nodes[n].inputs))
+        found[n] |= {made[n]} if n in made else set()
+    return found
 
 
 def _moved(nodes: list[Node], node: int | None) -> list[int]:
@@ -173,7 +183,11 @@ def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
 
 
 def _candidates(
-    reference: Trace, port: Trace, regions: tuple[Region, Region], bound: set[tuple[int | None, int | None]]
+    reference: Trace,
+    port: Trace,
+    regions: tuple[Region, Region],
+    bound: set[tuple[int, int]],
+    outputs: list[tuple[int, int]],
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Pairs that may be the same value, the earliest and most alike first; operands of bound weights are."""
     ways = [
@@ -185,12 +199,25 @@ def _candidates(
         some += [[i] for i in taken if not trace.nodes[i].image][:STARTS]  # an operation that one side lacks
     found: dict[tuple[int, int], tuple[float, np.ndarray]] = {}
     inside = [region.nodes for region in regions]
+    last = [
+        {i: n for n, pair in enumerate(outputs) for i in _moved(nodes, pair[side])}
+        for side, nodes in enumerate((reference.nodes, port.nodes))
+    ]
+    passed = [
+        _contracted(trace, region.nodes) for trace, region in zip((reference, port), regions, strict=True)
+    ]
+    known = port.binding.sites if port.binding else {}
     for mine in ways[0]:
         for theirs in ways[1]:
             for a, t in enumerate(mine):
                 for b, j in enumerate(theirs):
                     if (t, j) in found or (t not in inside[0] and j not in inside[1]):
                         continue
+                    both = passed[0].get(t, set()), {known.get(s) for s in passed[1].get(j, ())} - {None}
+                    if both[0] - set(known.values()) == set() and both[0] != both[1]:
+                        continue  # not behind the same weights
+                    if last[0].get(t) != last[1].get(j):
+                        continue  # not of the same output
                     fitted = _fitted(reference.values.get(t), port.values.get(j))
                     if fitted is not None:
                         lacks = t not in inside[0] or j not in inside[1]
