@@ -127,15 +127,15 @@ def find_cause(
     if ends is None or finding.reference is None or finding.port is None:
         return
     case = Case(comparison, alignment, regions, finding, *ends)
-    first = [_by_loss, _by_relation] if case.t == comparison.reference.loss else []
+    first = [_by_loss, _by_relation] if comparison.reference.loss in outputs.values() else []
     if finding.kind == "order":
         first.append(_by_order)
     for search in (
         *first,
-        _by_absence,
         _by_settings,
         _by_description,
         _by_indices,
+        _by_absence,
         _by_moves,
         _by_numbers,
         _by_wiring,
@@ -335,9 +335,10 @@ def _by_leaving_out(case: Case) -> str:
     chain = [n for n in ways_out(port.nodes, case.regions[True].nodes, steps[0].id) if n <= case.j]
     for end, x in itertools.product(chain[:WAYS], _taken(case, True)[:NEARBY]):
         value = port.values.get(x)
-        if value is not None and value.size == math.prod(port.nodes[end].shape) > 1:
-            if case.reproduces({end: value.reshape(port.nodes[end].shape)}):
-                return f"only the port computes {_summary(case, True, end)}"
+        shape = port.nodes[end].shape
+        fits = value is not None and value.size == math.prod(shape) > 1
+        if fits and case.reproduces({end: value.reshape(shape)}):
+            return f"only the port computes {_summary(case, True, end)}"
     mine, start = case.reference, case.finding.reference or 0
     chain = [n for n in ways_out(mine.nodes, case.regions[False].nodes, start) if n <= case.t]
     for end, x in itertools.product(chain[:WAYS], _taken(case, False)[:NEARBY]):
@@ -364,7 +365,8 @@ def _arranged(a: Array, made: Array, b: Array) -> Array | None:
 def _taken(case: Case, port: bool) -> list[int]:
     """Equal values that a side's differing operations take, up to where they are compared."""
     nodes, region = case.alignment.trace(port).nodes, case.regions[port].nodes
-    behind = sorted(ancestors(nodes, case.j if port else case.t) & region)
+    end = case.j if port else case.t
+    behind = sorted(ancestors(nodes, end) & region) or [end]
     taken = dict.fromkeys(i for n in behind for i in nodes[n].inputs if i not in region)
     return [i for i in taken if not nodes[i].image and nodes[i].kind != "parameter"]
 
@@ -427,10 +429,12 @@ def _by_moves(case: Case) -> str:
             i for i in dict.fromkeys(nodes[start].inputs) if not nodes[i].image and i in case.port.values
         ]
         for late in range(1, len(chain)):
+            if not nodes[chain[late]].dtype.startswith("float"):
+                break
             for early in range(late):
                 links = [chain[early - 1]] if early else before[:3]
                 for moved, other, word in ((late, early, "after"), (early, late, "before")):
-                    if nodes[chain[moved]].kind == "structure":
+                    if nodes[chain[moved]].kind == "structure" or not nodes[chain[moved]].weighted:
                         continue
                     for link in links:
                         if _moved(case, chain, moved, other, link):
@@ -840,34 +844,22 @@ def _by_indices(case: Case) -> str:
 def _by_loss(case: Case) -> str:
     """Both losses are known ones of the same outputs."""
     found = []
-    for port in (False, True):
-        trace, end = case.alignment.trace(port), case.j if port else case.t
-        behind = ancestors(trace.nodes, end)
-        values = [
-            trace.values[i] for i in (*trace.outputs.values(), *_taken(case, port)) if i in trace.values
-        ]
-        labels = [
-            trace.values[i] for i in sorted(behind)
-            if trace.nodes[i].kind in ("input", "constant") and i in trace.values and trace.values[i].ndim
-        ]  # fmt: skip
-        value, numbers = float(np.real(trace.values[end].item())), trace.scalars
-        found.append(
-            next(
-                (
-                    words
-                    for x, y in itertools.product(values, labels)
-                    if x.dtype.kind == "f" and x.ndim and (words := describe_loss(value, x, y, numbers))
-                ),
-                "",
-            )
-        )
+    for trace in (case.reference, case.port):
+        end = trace.loss or 0
+        behind = [i for i in sorted(ancestors(trace.nodes, end)) if i in trace.values]
+        values = [trace.values[i] for i in dict.fromkeys([*trace.outputs.values(), *behind[::-1]])]
+        given = [trace.values[i] for i in behind if trace.nodes[i].kind in ("input", "constant")]
+        tries = [(x, y) for x in values[:NEARBY] for y in given if x.dtype.kind == "f" and x.ndim and y.ndim]
+        loss = float(np.real(trace.values[end].item()))
+        names = (describe_loss(loss, x, y, trace.scalars) for x, y in tries)
+        found.append(next(filter(None, names), ""))
     if all(found) and found[0] != found[1]:
         return f"the reference's loss is {found[0]}, the port's {found[1]}"
     return ""
 
 
 def _by_dependence(case: Case) -> str:
-    """One side's value follows from an input, or from running statistics, that the other side does not take."""
+    """One side's value follows from an input, or from running statistics, that the other's does not."""
     inputs = []
     for port, end in ((False, case.t), (True, case.j)):
         trace = case.alignment.trace(port)

@@ -93,7 +93,7 @@ def _repair(
     theirs = {id_: reference.nodes[id_].fingerprint for id_ in regions[0].nodes}
     goals = np.stack([f for f in theirs.values() if f is not None] or [np.full(9, np.nan)])
     best: tuple[float, tuple[int, int] | None, dict[int, np.ndarray]] = (0, None, {})
-    pairs = comparison.binding.sites.items()
+    pairs = _uses(reference, port, comparison.binding.sites).items()
     bound = {
         pair
         for mine, theirs in pairs
@@ -117,6 +117,21 @@ def _repair(
             if value is not None:
                 return None, {j: value[1]}
     return best[1], best[2]
+
+
+def _uses(reference: Trace, port: Trace, bound: Mapping[int, int]) -> dict[int, int]:
+    """Sites of the port and of the reference that are the same use of the same weight, each repetition too."""
+    uses: list[dict[int, list[int]]] = []
+    for trace in (reference, port):
+        same: dict[tuple, list[int]] = {}
+        for site in trace.sites:
+            same.setdefault((site.role, site.ids.shape, site.ids.flat[0], site.ids.flat[-1]), []).append(
+                site.order
+            )
+        uses.append({order: orders for orders in same.values() for order in orders})
+    return {
+        p: r for mine, theirs in bound.items() for p, r in zip(uses[1][mine], uses[0][theirs], strict=False)
+    }
 
 
 def _contracted(trace: Trace, region: set[int]) -> dict[int, set[int]]:
@@ -206,7 +221,7 @@ def _candidates(
     passed = [
         _contracted(trace, region.nodes) for trace, region in zip((reference, port), regions, strict=True)
     ]
-    known = port.binding.sites if port.binding else {}
+    known = _uses(reference, port, port.binding.sites) if port.binding else {}
     for mine in ways[0]:
         for theirs in ways[1]:
             for a, t in enumerate(mine):
