@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 NEARBY = 24  # operations of the region that are changed
 NUMBERS = 24  # numbers of the reference's code that are tried in the place of one of the port's
 WAYS = 16  # values behind the difference that are named
+SPLITS = 12  # ways to split an axis that are tried
 CHAIN = 12  # operations of which one may be in another place
 WORDS = {
     "add": "an added number",
@@ -773,6 +774,9 @@ def _by_description(case: Case) -> str:
             continue
         mine = [(describe(x, end, tuple(range(x.ndim)), numbers), end.size) for end in ends[0]]
         theirs = [(describe(y, end, order, numbers), end.size) for end in ends[1]]
+        if fitted := _fit(ends[1][-1], ends[0][-1]):  # in another order of axes
+            end = fitted[0].reshape(ends[0][-1].shape)
+            theirs.append((describe(x, end, tuple(range(x.ndim)), numbers), end.size))
         mine, theirs = (
             [
                 (name, n)
@@ -796,11 +800,12 @@ def _is_part(name: str) -> bool:
 
 def _pairs(case: Case) -> list[tuple[int, int]]:
     """Equal values that both sides' differing operations take."""
-    taken = _taken(case, True)
-    found = [
-        (t, j) for t in _taken(case, False)[:NEARBY] for j in case.alignment.partners(False, t) if j in taken
-    ]
-    return list(dict.fromkeys([*case.finding.before, *found]))[:6]
+    behind, found = ancestors(case.port.nodes, case.j), list(case.finding.before)
+    for t in _taken(case, False)[:NEARBY]:
+        size = math.prod(case.reference.nodes[t].shape)
+        same = [j for j in case.alignment.partners(False, t) if j in behind and j != case.j]
+        found += [(t, j) for j in same if math.prod(case.port.nodes[j].shape) == size][-1:]
+    return list(dict.fromkeys(found))[:6]
 
 
 def _ends_of(case: Case, port: bool) -> list[Array]:
@@ -898,8 +903,30 @@ def _by_order(case: Case) -> str:
             for axis in range(x.ndim):
                 if words := _slices(x, y, axis):
                     return words
-        if words := _flattened(case, t, j, a, b):
-            return words
+        for k in [k for k, _ in _pairs(case)] + list(case.reference.nodes[t].inputs):
+            x = case.reference.values.get(k)
+            mine, theirs = (_arrangement(x, v) if x is not None else "" for v in (a, b))
+            if mine and theirs and mine != theirs:
+                return f"the reference takes {mine}, the port {theirs}"
+    return ""
+
+
+def _arrangement(x: Array, y: Array) -> str:
+    """With which axes, split and moved, one array is another; empty if it is not."""
+    x, y = np.squeeze(x), np.squeeze(y)
+    if x.size != y.size or not 1 < x.ndim <= 5:
+        return ""
+    shapes = [x.shape]
+    for axis, n in enumerate(x.shape):
+        twos = [(p, n // p) for p in range(2, n) if n % p == 0]
+        threes = [(p, q, m // q) for p, m in twos for q in range(2, m) if m % q == 0]
+        shapes += [(*x.shape[:axis], *some, *x.shape[axis + 1 :]) for some in (*twos, *threes)[:SPLITS]]
+    few = y.ravel()[:9]
+    for shape in shapes:
+        for order in itertools.permutations(range(len(shape))) if len(shape) <= 6 else ():
+            moved = x.reshape(shape).transpose(order)
+            if distance(moved.flat[:9], few) <= NEAR and distance(moved.ravel(), y.ravel()) <= NEAR:
+                return f"{shape} in the order of axes {order}"
     return ""
 
 
@@ -925,17 +952,4 @@ def _slices(x: Array, y: Array, axis: int) -> str:
         for swap in itertools.permutations(range(parts)) if parts <= 6 else ():
             if order == list(blocks[list(swap)].ravel()):
                 return f"the parts along axis {axis} are in the order {tuple(swap)} of the reference's"
-    return ""
-
-
-def _flattened(case: Case, t: int, j: int, a: Array, b: Array) -> str:
-    """Axes that are merged in another order than the reference's."""
-    for i in case.reference.nodes[t].inputs:
-        x = case.reference.values.get(i)
-        if x is None or x.size != b.size or not 2 < x.ndim < 7 or np.squeeze(b).ndim >= np.squeeze(x).ndim:
-            continue
-        for order in itertools.permutations(range(x.ndim)):
-            moved = order != tuple(range(x.ndim))
-            if moved and distance(x.transpose(order).reshape(b.shape), b) <= NEAR:
-                return f"the reference merges {x.shape} in its order, the port in the order of axes {order}"
     return ""

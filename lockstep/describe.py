@@ -335,12 +335,13 @@ def describe_loss(value: float, x: Array, labels: Array, numbers: Iterable[float
         terms = [(name, error, np.ones(error.shape, bool)) for name, error in errors.items()]
         return _averaged(value, terms, x.shape[0])
     terms = []
-    for axis in (a for a in range(x.ndim) if x.shape[:a] + x.shape[a + 1 :] == labels.shape):
-        logs = np.moveaxis(special.log_softmax(x, axis), axis, -1)
+    axes = [a for a in range(x.ndim) if x.shape[:a] + x.shape[a + 1 :] == labels.shape]
+    for axis, again in itertools.product(axes, ("", " after another softmax, of probabilities")):
+        logs = np.moveaxis(special.log_softmax(special.softmax(x, axis) if again else x, axis), axis, -1)
         inside = (labels >= 0) & (labels < logs.shape[-1])
         picked = -np.take_along_axis(logs, np.where(inside, labels, 0)[..., None], -1)[..., 0]
         for smooth in dict.fromkeys([0.0, *(n for n in numbers if 0 < n < 0.5), 0.1]):
-            words = "cross entropy" + (f" with label smoothing {smooth:g}" if smooth else "")
+            words = "cross entropy" + (f" with label smoothing {smooth:g}" if smooth else "") + again
             error = (1 - smooth) * picked - smooth * logs.mean(-1)
             ignored = [n for n in np.unique(labels) if n <= 3]
             terms.append((words, error * inside, inside))

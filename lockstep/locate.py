@@ -120,7 +120,7 @@ def _repair(
 
 
 def _uses(reference: Trace, port: Trace, bound: Mapping[int, int]) -> dict[int, int]:
-    """Sites of the port and of the reference that are the same use of the same weight, each repetition too."""
+    """The port's sites and the reference's that are the same use of a weight, each repetition too."""
     uses: list[dict[int, list[int]]] = []
     for trace in (reference, port):
         same: dict[tuple, list[int]] = {}
@@ -180,6 +180,8 @@ def _mended(nodes: list[Node], j: int, region: set[int], values: Mapping[int, np
         elif any(_is_in(s * values[n], goals) for s in (1, -1) if n in values):  # or with the other sign
             right.add(n)
             direct += bool(taken & same)
+            if any(i in region and nodes[i].weighted for i in taken - same - right):
+                return 1  # right by chance: another operand still differs
         elif taken & same:
             return 0
         else:

@@ -104,7 +104,7 @@ def inputs(rng):
 
 AS_THEY_ARE = {"copy_weights": False}
 FAULTS = {
-    "wrong_heads": Fault("attention", "heads|numbers"),
+    "wrong_heads": Fault("attention", r"heads|3, 4.* 4, 3|4, 3.* 3, 4"),
     "causal": Fault("attention", "causal|mask"),
     "patches_by_column": Fault("norm1", "transposed|order of axes"),
     "no_layer_scale": Fault("norm", "parameter scale"),

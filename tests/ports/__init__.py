@@ -54,11 +54,13 @@ CASES = (
     Case("decoder", cause=MASK),
     Case("dit", cause="exchang|swap|other", kinds=("wiring", "values")),
     Case("dit", cause="exchang|swap|other", kinds=("wiring", "values"), variables={"REMAT": False}),
-    Case("dropout", cause="(?i)dropout", kinds=("setting", "missing", "values"), by_cause=True),
+    Case(
+        "dropout", cause="dropout, or|rate of dropout", kinds=("setting", "missing", "values"), by_cause=True
+    ),
     Case("float32_norm", cause="epsilon"),
     Case("fourier", cause="norm|ortho|by 8"),
     Case("frozen", cause="train|frozen|requires_grad|stop", kinds=("gradient", "parameter")),
-    Case("gpt", cause="rotat"),
+    Case("gpt", cause="rotat|only the port computes .* in rope"),
     Case("gru", cause="reset|gate|takes add .* where the reference takes mul"),
     Case("ignored_labels", cause="mean|sum|counts|denominator|ignore", kinds=("loss",)),
     Case("image_positions", cause="minus|subtract|sign|-1"),
