@@ -275,7 +275,7 @@ def _everywhere(case: Case, old: float, new: float) -> dict[int, Edit]:
         changes = {}
         for position, literal in enumerate(node.params.get("literals", ())):
             for a, b in ((old, new), (1 - old, 1 - new)):
-                if isinstance(literal, float) and math.isclose(literal, a, rel_tol=1e-9):
+                if 0 < old < 1 and isinstance(literal, float) and math.isclose(literal, a, rel_tol=1e-9):
                     changes[position] = lambda x, b=b: np.full_like(x, b)
         if changes:
             found[node.id] = Edit({}, changes)
@@ -870,7 +870,8 @@ def _by_dependence(case: Case) -> str:
         trace = case.alignment.trace(port)
         behind = ancestors(trace.nodes, end)
         inputs.append([(n.op, n.id in behind) for n in trace.nodes if n.kind == "input"])
-    for (name, mine), (_, theirs) in zip(*inputs, strict=False) if len(inputs[0]) == len(inputs[1]) else ():
+    same = len(inputs[0]) == len(inputs[1]) and any(used for _, used in inputs[1])
+    for (name, mine), (_, theirs) in zip(*inputs, strict=False) if same else ():
         if mine and not theirs:
             return f"the port does not use the input {name}, the reference does"
     leaves = []

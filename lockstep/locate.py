@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from lockstep.comparison import Comparison
 
 STARTS, LENGTH, TRIALS = 3, 16, 8  # entries tried, ways out of each, and runs of the port a difference
-FIRST, DEEP = 2, 6  # of them: the next operands of bound weights; right operations that are enough
+FIRST = 2  # of them: the next operands of bound weights
+DEEP, WINDOW = 6, 24  # right operations that are enough; operations that are looked at
 SAMPLE = 4096  # numbers that decide how alike two arrays are
 
 
@@ -162,16 +163,16 @@ def is_multiple(a: np.ndarray | None, b: np.ndarray | None) -> bool:
 
 
 def _mended(nodes: list[Node], j: int, region: set[int], values: Mapping[int, np.ndarray], goals: Any) -> int:
-    """How many operations behind a new value give the reference's, up to `DEEP`, or to the end.
+    """How many operations behind a new value give the reference's before one does not, up to `DEEP`.
 
-    None does if one that takes the value itself gives another.
+    One that does not is left out where all that follows from it does, as sums of squares in a variance.
     """
-    same, right, direct = {j}, set(), 0
+    same, right, wrong, direct = {j}, set(), [], False
     mine, _ = fingerprint(values[j]) if j in values else (None, None)
     goal = np.stack([mine if mine is not None else np.full(9, np.nan)])
-    for n in sorted(region):
+    for n in sorted(i for i in region if i > j):
         taken = set(nodes[n].inputs)
-        if n <= j or not taken & (same | right):
+        if not taken & {*same, *right, *wrong}:
             continue
         if taken & same and (
             nodes[n].kind == "structure" or nodes[n].op == "neg" or _is_in(values.get(n), goal)
@@ -179,14 +180,23 @@ def _mended(nodes: list[Node], j: int, region: set[int], values: Mapping[int, np
             same.add(n)  # such as zero added: no evidence
         elif any(_is_in(s * values[n], goals) for s in (1, -1) if n in values):  # or with the other sign
             right.add(n)
-            direct += bool(taken & same)
-            if any(i in region and nodes[i].weighted for i in taken - same - right):
+            direct |= bool(taken & same)
+            if taken & same and any(i in region and nodes[i].weighted for i in taken - same - right):
                 return 1  # right by chance: another operand still differs
-        elif taken & same:
-            return 0
         else:
-            return min(len(right), DEEP)
-    return DEEP if direct else 0
+            wrong.append(n)
+        if len(right) + len(wrong) >= WINDOW:
+            break
+    form: set[int] = set()
+    for n in reversed(wrong):
+        takers = [i for i in region if n in nodes[i].inputs]
+        if takers and all(i in right or i in form for i in takers):
+            form.add(n)
+    first = next((n for n in wrong if n not in form), None)
+    if first is not None and not direct:
+        return 0
+    found = len(right) if first is None else sum(n < first for n in right)
+    return DEEP if first is None and right else min(found, DEEP)
 
 
 def _is_in(value: np.ndarray | None, prints: np.ndarray) -> bool:
