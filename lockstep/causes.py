@@ -252,6 +252,8 @@ def _by_numbers(case: Case) -> str:
                 literal - 1,
                 *(s for n in sizes for s in (n, math.sqrt(n), 1 / n, n**-0.5)),
             ]
+            if node.dtype.startswith("int"):  # an offset: anything else masks or picks something new
+                tries = [*([] if nothing is None else [nothing]), literal + 1, literal - 1]
             for number in list(dict.fromkeys(tries))[: 2 * NUMBERS]:
                 for value in (number, -number) if literal < 0 else (number,):
                     if math.isclose(value, literal, rel_tol=1e-12):
@@ -325,20 +327,23 @@ def _by_absence(case: Case) -> str:
     for words, change in _changes(case, case.port.nodes[case.j], theirs) if not inside[1] else ():
         if case.is_reference(np.asarray(change(theirs))):
             return words
-    if not inside[1] and any(case.j in case.alignment.partners(False, i) for i in _taken(case, False)):
-        return f"the reference computes {_summary(case, False, case.t)}, which the port leaves out"
     return ""
 
 
 def _by_leaving_out(case: Case) -> str:
     """One side computes something more on a value than the other."""
     port, steps = case.port, _steps(case)
+    if case.j not in case.regions[True].nodes:  # that its value was put in repaired the rest
+        if not any(case.j in case.alignment.partners(False, i) for i in _taken(case, False)):
+            return ""
+        return f"the reference computes {_summary(case, False, case.t)}, which the port leaves out"
     chain = [n for n in ways_out(port.nodes, case.regions[True].nodes, steps[0].id) if n <= case.j]
     for end, x in itertools.product(chain[:WAYS], _taken(case, True)[:NEARBY]):
         value = port.values.get(x)
         shape = port.nodes[end].shape
-        fits = value is not None and value.size == math.prod(shape) > 1
-        if fits and case.reproduces({end: value.reshape(shape)}):
+        if value is None or value.size != math.prod(shape) or value.size < 2:
+            continue
+        if case.reproduces({end: value.reshape(shape)}):
             return f"only the port computes {_summary(case, True, end)}"
     mine, start = case.reference, case.finding.reference or 0
     chain = [n for n in ways_out(mine.nodes, case.regions[False].nodes, start) if n <= case.t]
@@ -461,7 +466,7 @@ def _moved(case: Case, chain: list[int], moved: int, other: int, link: int) -> b
     def apply(x: Array) -> Array | None:
         own = chain[moved - 1] if moved else link
         places = _positions(nodes[node], own)
-        if len(places) != 1 or np.shape(x) != np.shape(case.port.values.get(own)):
+        if len(places) != 1 or x.shape != nodes[own].shape:
             return None
         return case.run(node, {}, {node: Edit({}, {places[0]: lambda _: x})})
 
@@ -529,6 +534,12 @@ def _on(steps: list[Node], node: int, change: Callable[[Array], Array]) -> dict[
 
 def _by_wiring(case: Case) -> str:
     """The port takes another tensor than the reference, which it has too."""
+    mine, theirs = case.reference.nodes[case.t], case.port.nodes[case.j]
+    there = next(case.alignment.partners(False, case.t), None)
+    if there is not None and next(case.alignment.partners(True, case.j), None) is not None:
+        return f"the port takes {_what(theirs)} where the reference takes {_what(mine)}, the port's " + _what(
+            case.port.nodes[there]
+        )
     steps = _steps(case)
     wanted = list(case.reference.nodes[case.finding.reference or 0].inputs)
     taken = dict.fromkeys(i for step in steps[:4] for i in step.inputs)
@@ -643,7 +654,8 @@ def _what(node: Node) -> str:
         return node.op
     within = str(node.params.get("within", ""))
     where = f" ({node.sources[0][0].rpartition('/')[2]}:{node.sources[0][1]})" if node.sources else ""
-    return f"{node.op}{f' of {within}' if within else ''}{where}"
+    owner = within or node.module
+    return f"{node.op}{f' of {owner}' if owner else ''}{where}"
 
 
 # --- relations ---

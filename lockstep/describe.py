@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from scipy import special
@@ -43,7 +44,7 @@ FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "the square root": lambda x: np.sqrt(np.abs(x)),
 }
 PARTS = ("abs", "exp", "square", "the square root")  # of other formulas more often than a mistake
-REDUCTIONS: dict[str, Callable[..., Array]] = {
+REDUCTIONS: dict[str, Callable[..., Any]] = {
     "the mean": np.mean,
     "the sum": np.sum,
     "the maximum": np.max,
@@ -85,6 +86,9 @@ def _made(x: Array, y: Array, order: tuple[int, ...], numbers: Iterable[float]) 
         yield from ((name, function(x)) for name, function in FUNCTIONS.items())
         yield from _normalisations(x, some, order, numbers)
         yield from _rotations(x, y, order)
+        if x.shape == y.shape and x.ndim > 2:  # channels last or first
+            yield from _windows(x, y, list(range(1, x.ndim - 1)))
+            yield from _windows(x, y, list(range(2, x.ndim)))
     if y.ndim == x.ndim and y.shape != x.shape:
         changed = [a for a in axes if x.shape[a] != y.shape[a]]
         yield from _paddings(x, y, order)

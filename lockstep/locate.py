@@ -178,6 +178,8 @@ def _mended(nodes: list[Node], j: int, region: set[int], values: Mapping[int, np
             nodes[n].kind == "structure" or nodes[n].op == "neg" or _is_in(values.get(n), goal)
         ):
             same.add(n)  # such as zero added: no evidence
+            if any(i in region and nodes[i].weighted for i in taken - same - right):
+                return 1  # right by chance: another operand still differs
         elif any(_is_in(s * values[n], goals) for s in (1, -1) if n in values):  # or with the other sign
             right.add(n)
             direct |= bool(taken & same)
@@ -193,10 +195,10 @@ def _mended(nodes: list[Node], j: int, region: set[int], values: Mapping[int, np
         if takers and all(i in right or i in form for i in takers):
             form.add(n)
     first = next((n for n in wrong if n not in form), None)
-    if first is not None and not direct:
+    if not direct:
         return 0
     found = len(right) if first is None else sum(n < first for n in right)
-    return DEEP if first is None and right else min(found, DEEP)
+    return DEEP if first is None else min(found, DEEP)
 
 
 def _is_in(value: np.ndarray | None, prints: np.ndarray) -> bool:
