@@ -252,6 +252,8 @@ def _by_numbers(case: Case) -> str:
                 literal - 1,
                 *(s for n in sizes for s in (n, math.sqrt(n), 1 / n, n**-0.5)),
             ]
+            if node.dtype == "bool":  # with any other number it lets all pass, or nothing
+                tries = here
             if node.dtype.startswith("int"):  # an offset: anything else masks or picks something new
                 tries = [*([] if nothing is None else [nothing]), literal + 1, literal - 1]
             for number in list(dict.fromkeys(tries))[: 2 * NUMBERS]:
