@@ -52,6 +52,7 @@ WORDS = {
     "select_n": "the mask's value",
 }
 BUDGET, OVERHEAD = 1e8, 1e5  # numbers that each search may compute again; a try's own cost in them
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 Array = np.ndarray
 
 
@@ -132,6 +133,7 @@ def find_cause(
     if finding.kind == "order":
         first.append(_by_order)
     for search in (
+        _by_nan,
         *first,
         _by_settings,
         _by_description,
@@ -154,11 +156,27 @@ def find_cause(
             continue
         if cause:
             finding.cause = cause
-            if "dropout" not in cause and any(_draws(case, port) for port in (False, True)):
+            if any(_draws(case, port) for port in (False, True)):
                 finding.cause += ": the rate of dropout, or one side has none"
-            if "dropout" in finding.cause:
                 finding.kind = "setting"
             return
+
+
+def _by_nan(case: Case) -> str:
+    """The port gives nan where the reference gives numbers."""
+    nan = []
+    for port in (False, True):
+        values, region = case.alignment.trace(port).values, case.regions[port].nodes
+        nan.append(
+            any(np.isnan(values[n]).any() for n in region if n in values and values[n].dtype.kind == "f")
+        )
+    if nan != [False, True]:
+        return ""
+    nodes = case.port.nodes
+    taken = [case.port.values.get(i) for n in case.regions[True].nodes for i in (n, *nodes[n].inputs)]
+    if any(x is not None and x.ndim and x.size and (x == -np.inf).all(-1).any() for x in taken):
+        return "rows that are masked wholly with -inf have a softmax of nan in the port"
+    return ""
 
 
 def _draws(case: Case, port: bool) -> bool:
@@ -253,7 +271,8 @@ def _by_numbers(case: Case) -> str:
                 *(s for n in sizes for s in (n, math.sqrt(n), 1 / n, n**-0.5)),
             ]
             if node.dtype == "bool":  # with any other number it lets all pass, or nothing
-                tries = here
+                nodes = [case.reference.nodes[i] for i in sorted(behind)]
+                tries = [v for n in nodes if n.op in COMPARISONS for v in _numbers(n)]
             if node.dtype.startswith("int"):  # an offset: anything else masks or picks something new
                 tries = [*([] if nothing is None else [nothing]), literal + 1, literal - 1]
             for number in list(dict.fromkeys(tries))[: 2 * NUMBERS]:
@@ -304,7 +323,7 @@ def _meaning(case: Case, node: Node, number: float) -> str:
     within = node.params.get("within", "")
     if "leaky" in within:
         return "the slope"
-    if node.op in ("eq", "lt", "gt", "le", "ge"):
+    if node.op in COMPARISONS:
         return "the limit"
     return WORDS.get(node.op, f"a number of {node.op}")
 
@@ -511,9 +530,9 @@ def _by_operands(case: Case) -> str:
         if value is None or not case.alignment.is_matched(True, i):
             continue
         number = case.port.nodes[i].scalar
-        for other in (
-            (0.0, 1.0) if number is not None and value.ndim and not case.port.nodes[i].weighted else ()
-        ):
+        fixed = number is not None and value.ndim and not case.port.nodes[i].weighted
+        fixed = fixed and "within" not in case.port.nodes[i].params  # the library's own number
+        for other in (0.0, 1.0) if fixed and value.dtype.kind == "f" else ():
             if number != other and case.reproduces({i: np.full_like(value, other)}):
                 return (
                     f"{_what(case.port.nodes[i])} is all {number:g} in the port, {other:g} in the reference"
@@ -625,7 +644,7 @@ def _changes(case: Case, node: Node, x: Array) -> Iterator[tuple[str, Callable[[
                     f"{what} is shifted by one along its axis {axis} in the port",
                     lambda x, a=axis, k=k: np.roll(x, k, a),
                 )
-    if x.ndim > 1 and x.shape[-1] == x.shape[-2]:
+    if x.ndim > 1 and x.shape[-1] == x.shape[-2] and node.data:
         for k, word in ((0, "causal"), (-1, "causal without the present")):
             yield (
                 f"the reference masks {what}: {word}",
@@ -634,10 +653,10 @@ def _changes(case: Case, node: Node, x: Array) -> Iterator[tuple[str, Callable[[
     sizes = sorted(
         {n for s in (x.shape, *(case.port.nodes[i].shape for i in node.inputs)) for n in s if n > 1}
     )
-    for n in sizes:
-        for word, factor in ((f"the square root of {n}", math.sqrt(n)), (f"{n}", float(n))):
-            yield f"the reference divides {what} by {word}", lambda x, f=factor: x / f
-            yield f"the reference multiplies {what} by {word}", lambda x, f=factor: x * f
+    roots = [(f"the square root of {n}", math.sqrt(n)) for n in sizes]
+    for word, factor in (*roots, *((str(n), float(n)) for n in sizes)):
+        yield f"the reference divides {what} by {word}", lambda x, f=factor: x / f
+        yield f"the reference multiplies {what} by {word}", lambda x, f=factor: x * f
     behind = sorted(ancestors(case.reference.nodes, case.t) & case.regions[0].nodes)
     for number in dict.fromkeys(v for i in behind for v in _numbers(case.reference.nodes[i])):
         if number not in (0.0, 1.0) and math.isfinite(number):
@@ -956,6 +975,8 @@ def _slices(x: Array, y: Array, axis: int) -> str:
         return ""
     if order == list(range(n))[::-1]:
         return f"the port's is reversed along axis {axis}"
+    if order == [*range(n // 2, n), *range(n // 2)] and n > 2:
+        return f"the halves along axis {axis} are exchanged in the port"
     for k in range(1, n):
         if order == [(i + k) % n for i in range(n)]:
             return f"the port's is shifted by {k if k <= n // 2 else k - n} along axis {axis}"
