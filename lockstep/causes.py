@@ -187,7 +187,12 @@ def _draws(case: Case, port: bool) -> bool:
     )
     drawn = {"random", "bernoulli", "bernoulli_", "native_dropout"}
     taken = [start, *ways_out(nodes, case.regions[port].nodes, start)[:2]]
-    noise = {i for n in taken for i in (n, *nodes[n].inputs) if not nodes[i].weighted}
+    noise = {
+        i
+        for n in taken
+        for i in (n, *nodes[n].inputs)
+        if nodes[i].scalar is not None or not nodes[i].weighted
+    }
     return any(nodes[i].op in drawn for i in ancestors(nodes, *noise))
 
 
