@@ -1,23 +1,25 @@
-"""Why two models part: a table of mistakes, each named only if it reproduces the numbers.
+"""Why two models part: mistakes that are tried, each named only if it reproduces the numbers.
 
 Two ways lead to a cause. The port's operations are evaluated again with one change, such as the reference's
-epsilon, and must give the reference's value. Or the two values are related by what one side leaves out,
-such as a bias, a residual or an activation.
+epsilon, another tensor or another order of operations, and must give the reference's value. Or both sides
+are described as computations of the same value by the table in `describe`, and the descriptions differ.
 """
 
 import itertools
+import linecache
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import special
 
 from lockstep.align import Alignment, Region, ancestors, ways_out
-from lockstep.resize import name_resize
+from lockstep.describe import FUNCTIONS, PARTS, describe, describe_indices, describe_loss
 from lockstep.settings import from_torch
 from lockstep.trace import Edit, Node, Trace
 from lockstep.values import (
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 NEARBY = 24  # operations of the region that are changed
 NUMBERS = 24  # numbers of the reference's code that are tried in the place of one of the port's
 WAYS = 16  # values behind the difference that are named
+SPLITS = 12  # ways to split an axis that are tried
+CHAIN = 12  # operations of which one may be in another place
 WORDS = {
     "add": "an added number",
     "sub": "a subtracted number",
@@ -48,42 +52,8 @@ WORDS = {
     "select_n": "the mask's value",
 }
 BUDGET, OVERHEAD = 1e8, 1e5  # numbers that each search may compute again; a try's own cost in them
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 Array = np.ndarray
-
-FUNCTIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": lambda x: np.maximum(x, 0),
-    "GELU with erf (approximate=False)": lambda x: 0.5 * x * (1 + special.erf(x / math.sqrt(2))),
-    "GELU with tanh (approximate=True)": lambda x: (
-        0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    ),
-    "quick GELU": lambda x: x * special.expit(1.702 * x),
-    "SiLU": lambda x: x * special.expit(x),
-    "sigmoid": special.expit,
-    "tanh": np.tanh,
-    "softplus": lambda x: np.logaddexp(x, 0),
-    "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
-    "hard_swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "squared relu": lambda x: np.maximum(x, 0) ** 2,
-    "ELU": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
-    "mish": lambda x: x * np.tanh(np.logaddexp(x, 0)),
-    **{f"leaky_relu of slope {a:g}": lambda x, a=a: np.where(x > 0, x, a * x) for a in (0.01, 0.1, 0.2, 0.3)},
-    "abs": np.abs,
-    "exp": np.exp,
-    "square": np.square,
-    "the square root": lambda x: np.sqrt(np.abs(x)),
-}
-PARTS = ("abs", "exp", "square", "the square root")  # of other formulas more often than a mistake
-REDUCTIONS: dict[str, Callable[..., Any]] = {
-    "the mean": np.mean,
-    "the sum": np.sum,
-    "the maximum": np.max,
-    "the minimum": np.min,
-    "the variance by n": np.var,
-    "the variance by n - 1": lambda x, axis: np.var(x, axis=axis, ddof=1),
-    "the product": np.prod,
-    "the mean of squares, without subtracting the mean,": lambda x, axis: np.mean(x**2, axis=axis),
-}
 
 
 @dataclass
@@ -114,13 +84,18 @@ class Case:
         """The port's trace."""
         return self.alignment.port
 
+    def run(
+        self, until: int, changed: dict[int, Array], edits: dict[int, Edit] | None = None
+    ) -> Array | None:
+        """A value of the port with changes of what it is computed of; None: it cannot be computed."""
+        self.spent += self.cost
+        if self.spent > BUDGET:
+            return None
+        return self.comparison.models[1].replay(self.port, changed, edits, until).get(until)
+
     def reproduces(self, changed: dict[int, Array], edits: dict[int, Edit] | None = None) -> bool:
         """Whether changes of the port give the reference's value behind the difference."""
-        self.spent += self.cost
-        if self.spent > BUDGET or not (changed or edits):
-            return False
-        model = self.comparison.models[1]
-        found = model.replay(self.port, changed, edits, self.j).get(self.j)
+        found = self.run(self.j, changed, edits) if changed or edits else None
         return found is not None and self.is_reference(found)
 
     def is_reference(self, value: Array) -> bool:
@@ -154,18 +129,24 @@ def find_cause(
     if ends is None or finding.reference is None or finding.port is None:
         return
     case = Case(comparison, alignment, regions, finding, *ends)
-    first = [_by_relation] if case.t == comparison.reference.loss else []
+    first = [_by_loss, _by_relation] if comparison.reference.loss in outputs.values() else []
+    if finding.kind == "order":
+        first.append(_by_order)
     for search in (
+        _by_nan,
         *first,
-        _by_absence,
         _by_settings,
-        _by_wiring,
+        _by_description,
+        _by_indices,
+        _by_absence,
+        _by_moves,
         _by_numbers,
-        _by_functions,
+        _by_wiring,
         _by_operands,
         _by_relation,
-        _by_reduction,
         _by_order,
+        _by_leaving_out,
+        _by_dependence,
     ):
         case.spent = 0.0
         try:
@@ -174,21 +155,45 @@ def find_cause(
         except (ArithmeticError, IndexError, ValueError):  # values that a mistake was not meant for
             continue
         if cause:
-            finding.cause = cause + _dropout(case)
+            finding.cause = cause
+            if any(_draws(case, port) for port in (False, True)):
+                finding.cause += ": the rate of dropout, or one side has none"
+                finding.kind = "setting"
             return
 
 
-def _dropout(case: Case) -> str:
-    """A word if random numbers are what one side has and the other lacks, or both with another rate."""
-    drawn = {"random", "bernoulli", "bernoulli_", "native_dropout"}
-    for port, start in ((False, case.finding.reference), (True, case.finding.port)):
-        nodes = case.alignment.trace(port).nodes
-        for n in [start or 0, *ways_out(nodes, case.regions[port].nodes, start or 0)[:2]]:
-            noise = [i for i in nodes[n].inputs if not nodes[i].weighted]
-            if nodes[n].op in drawn or any(nodes[k].op in drawn for i in noise for k in ancestors(nodes, i)):
-                case.finding.kind = "setting"
-                return ": the rate of dropout, or one side has none"
+def _by_nan(case: Case) -> str:
+    """The port gives nan where the reference gives numbers."""
+    nan = []
+    for port in (False, True):
+        values, region = case.alignment.trace(port).values, case.regions[port].nodes
+        nan.append(
+            any(np.isnan(values[n]).any() for n in region if n in values and values[n].dtype.kind == "f")
+        )
+    if nan != [False, True]:
+        return ""
+    nodes = case.port.nodes
+    taken = [case.port.values.get(i) for n in case.regions[True].nodes for i in (n, *nodes[n].inputs)]
+    if any(x is not None and x.ndim and x.size and (x == -np.inf).all(-1).any() for x in taken):
+        return "rows that are masked wholly with -inf have a softmax of nan in the port"
     return ""
+
+
+def _draws(case: Case, port: bool) -> bool:
+    """Whether random numbers are what a side's first differing operations take."""
+    nodes, start = (
+        case.alignment.trace(port).nodes,
+        (case.finding.port if port else case.finding.reference) or 0,
+    )
+    drawn = {"random", "bernoulli", "bernoulli_", "native_dropout"}
+    taken = [start, *ways_out(nodes, case.regions[port].nodes, start)[:2]]
+    noise = {
+        i
+        for n in taken
+        for i in (n, *nodes[n].inputs)
+        if nodes[i].scalar is not None or not nodes[i].weighted
+    }
+    return any(nodes[i].op in drawn for i in ancestors(nodes, *noise))
 
 
 def _ends(outputs: dict[int, int], finding: "Finding") -> tuple[int, int] | None:
@@ -197,12 +202,12 @@ def _ends(outputs: dict[int, int], finding: "Finding") -> tuple[int, int] | None
 
 
 def _steps(case: Case) -> list[Node]:
-    """The port's operations between the difference and where it is repaired, and those that they take."""
+    """The port's operations between the difference and where it is repaired, and those of tables' rows."""
     nodes = case.port.nodes
-    behind = ancestors(nodes, case.j) & case.regions[1].nodes
-    inside = sorted(behind)[:NEARBY]
-    start = nodes[case.finding.port or 0]
-    return [nodes[i] for i in dict.fromkeys([start.id, *inside])]
+    inside = sorted(ancestors(nodes, case.j) & case.regions[1].nodes)[:NEARBY]
+    rows = {i for n in inside[:4] for i in nodes[n].inputs if nodes[i].image}
+    rows = sorted(i for i in ancestors(nodes, *rows) if nodes[i].kind in ("operation", "structure"))[-NEARBY:]
+    return [nodes[i] for i in dict.fromkeys([case.finding.port or 0, *inside, *rows])]
 
 
 # --- the reference's settings ---
@@ -270,6 +275,11 @@ def _by_numbers(case: Case) -> str:
                 literal - 1,
                 *(s for n in sizes for s in (n, math.sqrt(n), 1 / n, n**-0.5)),
             ]
+            if node.dtype == "bool":  # with any other number it lets all pass, or nothing
+                nodes = [case.reference.nodes[i] for i in sorted(behind)]
+                tries = [v for n in nodes if n.op in COMPARISONS for v in _numbers(n)]
+            if node.dtype.startswith("int"):  # an offset: anything else masks or picks something new
+                tries = [*([] if nothing is None else [nothing]), literal + 1, literal - 1]
             for number in list(dict.fromkeys(tries))[: 2 * NUMBERS]:
                 for value in (number, -number) if literal < 0 else (number,):
                     if math.isclose(value, literal, rel_tol=1e-12):
@@ -283,7 +293,7 @@ def _by_numbers(case: Case) -> str:
             for power in (2, 3, 4, -1, -2):
                 if power != node.params["y"] and case.reproduces({}, {node.id: Edit({"y": power})}):
                     return f"the power is {node.params['y']} in the port, {power} in the reference"
-    return _epsilon_outside(case)
+    return ""
 
 
 def _everywhere(case: Case, old: float, new: float) -> dict[int, Edit]:
@@ -293,7 +303,7 @@ def _everywhere(case: Case, old: float, new: float) -> dict[int, Edit]:
         changes = {}
         for position, literal in enumerate(node.params.get("literals", ())):
             for a, b in ((old, new), (1 - old, 1 - new)):
-                if isinstance(literal, float) and math.isclose(literal, a, rel_tol=1e-9):
+                if 0 < old < 1 and isinstance(literal, float) and math.isclose(literal, a, rel_tol=1e-9):
                     changes[position] = lambda x, b=b: np.full_like(x, b)
         if changes:
             found[node.id] = Edit({}, changes)
@@ -318,35 +328,9 @@ def _meaning(case: Case, node: Node, number: float) -> str:
     within = node.params.get("within", "")
     if "leaky" in within:
         return "the slope"
-    if node.op in ("eq", "lt", "gt", "le", "ge"):
+    if node.op in COMPARISONS:
         return "the limit"
     return WORDS.get(node.op, f"a number of {node.op}")
-
-
-def _epsilon_outside(case: Case) -> str:
-    """An epsilon added to the root where the reference adds it under the root."""
-    nodes = case.port.nodes
-    for node in _steps(case):
-        literals = node.params.get("literals", ())
-        if (
-            node.op != "add"
-            or not node.inputs
-            or not any(isinstance(v, float) and 0 < v < 0.1 for v in literals)
-        ):
-            continue
-        position, epsilon = next((i, v) for i, v in enumerate(literals) if isinstance(v, float))
-        root = next((i for i in node.inputs if nodes[i].op == "sqrt"), None)
-        if root is None:
-            continue
-        tries = [epsilon, *(v for v in case.reference.scalars if 0 < v < 0.1)]
-        for number in tries:
-            edits = {
-                root: Edit({}, {0: lambda x, v=number: x + v}),
-                node.id: Edit({}, {position: np.zeros_like}),
-            }
-            if case.reproduces({}, edits):
-                return "the port adds epsilon outside the root, the reference inside"
-    return ""
 
 
 # --- functions ---
@@ -358,6 +342,8 @@ def _by_absence(case: Case) -> str:
     mine, theirs = case.reference.values.get(case.t), case.port.values.get(case.j)
     if inside == (True, True) or mine is None or theirs is None or theirs.dtype.kind != "f":
         return ""
+    if _draws(case, inside[1]):
+        return f"only the {'port' if inside[1] else 'reference'} has dropout, or they have different rates"
     for name, function in FUNCTIONS.items():
         if not inside[1] and case.is_reference(function(theirs)):
             return f"the reference computes {name}, which the port leaves out"
@@ -370,45 +356,164 @@ def _by_absence(case: Case) -> str:
     return ""
 
 
-def _by_functions(case: Case) -> str:
-    """Both apply a function to the same value, or one side applies none."""
-    mine = _applied(case, False)
-    theirs = _applied(case, True)
-    for (name, x), (other, y, node) in itertools.product(
-        [(n, x) for n, x, _ in mine] or [("", None)],
-        [(n, y, node) for n, y, node in theirs] or [("", None, None)],
-    ):
-        if name and other and name != other and y is not None and node is not None:
-            value = FUNCTIONS[name](case.port.values[y])
-            if case.reproduces({node: value.reshape(case.port.nodes[node].shape)}):
-                return f"the reference computes {name}, the port {other}"
-        if name and not other and x is not None:
-            for partner in itertools.islice(case.alignment.partners(False, x), 4):
-                if case.reproduces({}, _on(_steps(case), partner, FUNCTIONS[name])):
-                    return f"the reference computes {name}, which the port leaves out"
-        if name or y is None or node is None or other in PARTS:
+def _by_leaving_out(case: Case) -> str:
+    """One side computes something more on a value than the other."""
+    port, steps = case.port, _steps(case)
+    if case.j not in case.regions[True].nodes:  # that its value was put in repaired the rest
+        if not any(case.j in case.alignment.partners(False, i) for i in _taken(case, False)):
+            return ""
+        return f"the reference computes {_summary(case, False, case.t)}, which the port leaves out"
+    chain = [n for n in ways_out(port.nodes, case.regions[True].nodes, steps[0].id) if n <= case.j]
+    for end, x in itertools.product(chain[:WAYS], _taken(case, True)[:NEARBY]):
+        value = port.values.get(x)
+        shape = port.nodes[end].shape
+        if value is None or value.size != math.prod(shape) or value.size < 2:
             continue
-        if other and case.reproduces({node: case.port.values[y]}):
-            return f"the port computes {other}, which the reference does not"
+        if case.reproduces({end: value.reshape(shape)}):
+            return f"only the port computes {_summary(case, True, end)}"
+    mine, start = case.reference, case.finding.reference or 0
+    chain = [n for n in ways_out(mine.nodes, case.regions[False].nodes, start) if n <= case.t]
+    for end, x in itertools.product(chain[:WAYS], _taken(case, False)[:NEARBY]):
+        a, made = mine.values.get(x), mine.values.get(end)
+        if a is None or made is None or a.shape != made.shape or a.dtype.kind != "f" or a.size < 2:
+            continue
+        edits = {}
+        for partner in itertools.islice(case.alignment.partners(False, x), 8):
+            y = _arranged(a, made, port.values[partner])
+            edits |= _on(steps, partner, lambda _, y=y: y) if y is not None else {}
+        if case.reproduces({}, edits):
+            name = next((k for k, f in FUNCTIONS.items() if distance(f(a), made) <= EXACT), "")
+            return f"the reference computes {name or _summary(case, False, end)}, which the port leaves out"
     return ""
 
 
-def _applied(case: Case, port: bool) -> list[tuple[str, int, int]]:
-    """Known functions of matched values among the first values behind the difference: name, value, result."""
-    trace = case.alignment.trace(port)
-    start = case.finding.port if port else case.finding.reference
-    found = []
-    inputs = [i for i in trace.nodes[start or 0].inputs if i in trace.values and not trace.nodes[i].image]
-    for node in ways_out(trace.nodes, case.regions[port].nodes, start or 0)[:WAYS]:
-        value = trace.values.get(node)
-        for i in inputs if value is not None else ():
-            x = trace.values[i]
-            if value is None or x.shape != value.shape or x.dtype.kind != "f":
-                continue
-            for name, function in FUNCTIONS.items():
-                if distance(function(x), value) <= EXACT:
-                    found.append((name, i, node))
-    return found
+def _arranged(a: Array, made: Array, b: Array) -> Array | None:
+    """A value of the shape of ``a``, its axes as those of ``b``, which holds the same as ``a``."""
+    x, y = np.squeeze(a), np.squeeze(b)
+    order = next((p for p in permutations(x.shape, y.shape) if distance(x.transpose(p), y) <= NEAR), None)
+    return None if order is None else np.squeeze(made).transpose(order).reshape(b.shape)
+
+
+def _taken(case: Case, port: bool) -> list[int]:
+    """Equal values that a side's differing operations take, up to where they are compared."""
+    nodes, region = case.alignment.trace(port).nodes, case.regions[port].nodes
+    end = case.j if port else case.t
+    behind = sorted(ancestors(nodes, end) & region) or [end]
+    taken = dict.fromkeys(i for n in behind for i in nodes[n].inputs if i not in region)
+    return [i for i in taken if not nodes[i].image and nodes[i].kind != "parameter"]
+
+
+def _summary(case: Case, port: bool, end: int) -> str:
+    """Operations of one side up to a node in words: what they are, with which parameters, and where."""
+    trace, region = case.alignment.trace(port), case.regions[port].nodes
+    inside = [trace.nodes[i] for i in sorted(ancestors(trace.nodes, end) & region)] or [trace.nodes[end]]
+    tables = [trace.nodes[i] for n in inside for i in n.inputs if not trace.nodes[i].weighted]
+    ops = list(dict.fromkeys(n.op.strip("_") for n in inside if n.kind == "operation"))
+    where = dict.fromkeys(
+        f"{PurePath(file).name}:{line}" + (f" in {name}" if (name := _function(file, line)) else "")
+        for n in inside for file, line in n.sources[:1]
+    )  # fmt: skip
+    if any(n.op in ("select_n", "where", "masked_fill", "masked_fill_") for n in inside) or any(
+        _is_mask(trace.values.get(n.id)) for n in tables
+    ):
+        what = f"a mask ({', '.join(ops[:3])})"
+    else:
+        what = ", ".join(ops[:5])
+    owners = dict.fromkeys(
+        trace.nodes[i].op for n in inside for i in n.inputs if trace.nodes[i].kind == "parameter"
+    )
+    what += f" with the parameter {', '.join(list(owners)[:2])}" if owners else ""
+    modules = {n.module for n in inside if n.module}
+    what += f" of {modules.pop()}" if len(modules) == 1 else ""
+    return what + (f" ({', '.join(list(where)[:2])})" if where else "")
+
+
+def _is_mask(value: Array | None) -> bool:
+    """Whether an array only lets numbers pass or not."""
+    if value is None or value.size < 2:
+        return False
+    return value.dtype.kind == "b" or (
+        value.dtype.kind == "f" and bool(((value == 0) | (value < -1e3)).all())
+    )
+
+
+def _function(file: str, line: int) -> str:
+    """The name of the function that a line is in."""
+    text = linecache.getline(file, line)
+    depth = len(text) - len(text.lstrip())
+    for number in range(line - 1, 0, -1):
+        text = linecache.getline(file, number)
+        indent = len(text) - len(text.lstrip())
+        if text.strip() and indent < depth:
+            depth = indent
+            if found := re.match(r"\s*def (\w+)", text):
+                return found[1]
+    return ""
+
+
+def _by_moves(case: Case) -> str:
+    """One operation comes earlier in the port than in the reference, or later."""
+    nodes, region = case.port.nodes, case.regions[True].nodes
+    behind = ancestors(nodes, case.j)
+    for start in [e for e in case.regions[True].entries if e in behind][:2]:
+        chain = [n for n in ways_out(nodes, region, start) if n <= case.j][:CHAIN]
+        before = [
+            i for i in dict.fromkeys(nodes[start].inputs) if not nodes[i].image and i in case.port.values
+        ]
+        for late in range(1, len(chain)):
+            if not nodes[chain[late]].dtype.startswith("float"):
+                break
+            for early in range(late):
+                links = [chain[early - 1]] if early else before[:3]
+                for moved, other, word in ((late, early, "after"), (early, late, "before")):
+                    if nodes[chain[moved]].kind == "structure" or not nodes[chain[moved]].weighted:
+                        continue
+                    for link in links:
+                        if _moved(case, chain, moved, other, link):
+                            a, b = (_what(nodes[chain[k]]) for k in (moved, other))
+                            other_word = "before" if word == "after" else "after"
+                            return f"the port computes {a} {word} {b}, the reference {other_word}" + (
+                                _as_epsilon(case, nodes[chain[moved]], nodes[chain[other]])
+                            )
+    return ""
+
+
+def _as_epsilon(case: Case, moved: Node, other: Node) -> str:
+    literals = [v for v in moved.params.get("literals", ()) if isinstance(v, float)]
+    if moved.op == "add" and literals and 0 < literals[0] < 0.1 and other.op in ("sqrt", "rsqrt"):
+        return ": the port adds epsilon outside the root, the reference inside"
+    return ""
+
+
+def _moved(case: Case, chain: list[int], moved: int, other: int, link: int) -> bool:
+    """Whether an operation of a chain gives the reference's value in another place of the chain."""
+    nodes, node = case.port.nodes, chain[moved]
+
+    def apply(x: Array) -> Array | None:
+        own = chain[moved - 1] if moved else link
+        places = _positions(nodes[node], own)
+        if len(places) != 1 or x.shape != nodes[own].shape:
+            return None
+        return case.run(node, {}, {node: Edit({}, {places[0]: lambda _: x})})
+
+    if other < moved:  # to an earlier place: what takes the link takes the result
+        value = apply(case.port.values[link]) if moved else None
+        if value is None or chain[moved - 1] not in nodes[node].inputs:
+            return False
+        takers = [nodes[n] for n in sorted(case.regions[True].nodes) if n < node and link in nodes[n].inputs]
+        edits = _on(takers, link, lambda _: value)
+        left = case.run(chain[moved - 1], {}, edits) if edits else None
+        return left is not None and left.shape == nodes[node].shape and case.reproduces({node: left})
+    x = case.port.values[link]
+    if link not in nodes[node].inputs or x.shape != nodes[node].shape:
+        return False
+    reached = case.run(chain[other], {node: x})
+    value = apply(reached) if reached is not None else None
+    return (
+        value is not None
+        and value.shape == nodes[chain[other]].shape
+        and case.reproduces({chain[other]: value})
+    )
 
 
 def _positions(step: Node, node: int) -> list[int]:
@@ -430,7 +535,9 @@ def _by_operands(case: Case) -> str:
         if value is None or not case.alignment.is_matched(True, i):
             continue
         number = case.port.nodes[i].scalar
-        for other in (0.0, 1.0) if number is not None and value.ndim else ():
+        fixed = number is not None and value.ndim and not case.port.nodes[i].weighted
+        fixed = fixed and "within" not in case.port.nodes[i].params  # the library's own number
+        for other in (0.0, 1.0) if fixed and value.dtype.kind == "f" else ():
             if number != other and case.reproduces({i: np.full_like(value, other)}):
                 return (
                     f"{_what(case.port.nodes[i])} is all {number:g} in the port, {other:g} in the reference"
@@ -453,6 +560,12 @@ def _on(steps: list[Node], node: int, change: Callable[[Array], Array]) -> dict[
 
 def _by_wiring(case: Case) -> str:
     """The port takes another tensor than the reference, which it has too."""
+    mine, theirs = case.reference.nodes[case.t], case.port.nodes[case.j]
+    there = next(case.alignment.partners(False, case.t), None)
+    if there is not None and next(case.alignment.partners(True, case.j), None) is not None:
+        return f"the port takes {_what(theirs)} where the reference takes {_what(mine)}, the port's " + _what(
+            case.port.nodes[there]
+        )
     steps = _steps(case)
     wanted = list(case.reference.nodes[case.finding.reference or 0].inputs)
     taken = dict.fromkeys(i for step in steps[:4] for i in step.inputs)
@@ -536,7 +649,7 @@ def _changes(case: Case, node: Node, x: Array) -> Iterator[tuple[str, Callable[[
                     f"{what} is shifted by one along its axis {axis} in the port",
                     lambda x, a=axis, k=k: np.roll(x, k, a),
                 )
-    if x.ndim > 1 and x.shape[-1] == x.shape[-2]:
+    if x.ndim > 1 and x.shape[-1] == x.shape[-2] and node.data:
         for k, word in ((0, "causal"), (-1, "causal without the present")):
             yield (
                 f"the reference masks {what}: {word}",
@@ -545,10 +658,10 @@ def _changes(case: Case, node: Node, x: Array) -> Iterator[tuple[str, Callable[[
     sizes = sorted(
         {n for s in (x.shape, *(case.port.nodes[i].shape for i in node.inputs)) for n in s if n > 1}
     )
-    for n in sizes:
-        for word, factor in ((f"the square root of {n}", math.sqrt(n)), (f"{n}", float(n))):
-            yield f"the reference divides {what} by {word}", lambda x, f=factor: x / f
-            yield f"the reference multiplies {what} by {word}", lambda x, f=factor: x * f
+    roots = [(f"the square root of {n}", math.sqrt(n)) for n in sizes]
+    for word, factor in (*roots, *((str(n), float(n)) for n in sizes)):
+        yield f"the reference divides {what} by {word}", lambda x, f=factor: x / f
+        yield f"the reference multiplies {what} by {word}", lambda x, f=factor: x * f
     behind = sorted(ancestors(case.reference.nodes, case.t) & case.regions[0].nodes)
     for number in dict.fromkeys(v for i in behind for v in _numbers(case.reference.nodes[i])):
         if number not in (0.0, 1.0) and math.isfinite(number):
@@ -565,8 +678,10 @@ def _changes(case: Case, node: Node, x: Array) -> Iterator[tuple[str, Callable[[
 def _what(node: Node) -> str:
     if node.kind == "parameter":
         return node.op
+    within = str(node.params.get("within", ""))
     where = f" ({node.sources[0][0].rpartition('/')[2]}:{node.sources[0][1]})" if node.sources else ""
-    return f"{node.op}{where}"
+    owner = within or node.module
+    return f"{node.op}{f' of {owner}' if owner else ''}{where}"
 
 
 # --- relations ---
@@ -592,8 +707,6 @@ def _by_relation(case: Case) -> str:
                 case.finding.reference, case.finding.port = t, j
                 return f"another denominator: the reference's loss is {number} times the port's"
             return f"the reference's is {number} times the port's" if number else ""
-        if _counts_padding(case, ratio):
-            return "padded places count on one side only (count_include_pad)"
         for words, left in (("the port leaves out {}", x - y), ("only the port adds {}", y - x)):
             if name := _known(case, left, words.startswith("the port")):
                 return words.format(name)
@@ -605,17 +718,6 @@ def _by_relation(case: Case) -> str:
                 if name := _known(case, left, words.startswith("the port")):
                     return words.format(name)
     return ""
-
-
-def _counts_padding(case: Case, ratio: Array) -> bool:
-    """Whether two averages of windows differ by how many places each divides by."""
-    pools = [n for n in case.reference.nodes if "avg_pool" in n.op and n.id in case.regions[False].nodes]
-    if not pools or not ratio.size:
-        return False
-    sizes = pools[0].params.get("kernel_size", [0])
-    places = math.prod(sizes * 2 if len(sizes) == 1 else sizes)
-    counts = np.minimum(ratio, 1 / ratio) * places
-    return bool(np.abs(counts - np.round(counts)).max() < 1e-9 and np.unique(np.round(counts)).size > 1)
 
 
 def _related(case: Case) -> list[tuple[int, int]]:
@@ -694,69 +796,134 @@ def _known(case: Case, left: Array, reference: bool) -> str:
     return ""
 
 
-# --- reductions and selections ---
+# --- descriptions ---
 
 
-def _by_reduction(case: Case) -> str:
-    """Both reduce, normalise or resize the same value, over other axes or in another way."""
-    for t, j in case.finding.before:
+def _by_description(case: Case) -> str:
+    """Both compute something that is known of the same value: another function, axes, window or padding."""
+    ends = [_ends_of(case, port) for port in (False, True)]
+    numbers = [n for trace in (case.reference, case.port) for n in trace.scalars if 0 < n < 0.1]
+    for t, j in _pairs(case):
         x, y = case.reference.values.get(t), case.port.values.get(j)
         if x is None or y is None or x.shape == () or x.dtype.kind != "f":
             continue
         order = next((p for p in permutations(x.shape, y.shape) if distance(x.transpose(p), y) <= NEAR), None)
         if order is None:
             continue
-        ends = [_ends_of(case, port) for port in (False, True)]
-        mine = _first_name(x, ends[0], tuple(range(x.ndim)))
-        theirs = _first_name(y, ends[1], order)
-        if mine and theirs and mine != theirs:
-            return f"the reference computes {mine}, the port {theirs}"
+        mine = [(describe(x, end, tuple(range(x.ndim)), numbers), end.size) for end in ends[0]]
+        theirs = [(describe(y, end, order, numbers), end.size) for end in ends[1]]
+        if fitted := _fit(ends[1][-1], ends[0][-1]):  # in another order of axes
+            end = fitted[0].reshape(ends[0][-1].shape)
+            theirs.append((describe(x, end, tuple(range(x.ndim)), numbers), end.size))
+        mine, theirs = (
+            [
+                (name, n)
+                for k, (name, n) in enumerate(both)
+                if name and (k == len(both) - 1 or not _is_part(name))
+            ]
+            for both in (mine, theirs)
+        )
+        if {name for name, _ in mine} & {name for name, _ in theirs}:
+            continue
+        for (a, n), (b, m) in itertools.product(reversed(mine), reversed(theirs)):
+            if n == m or a.split()[:2] == b.split()[:2]:
+                return f"the reference computes {a}, the port {b}"
     return ""
 
 
+def _is_part(name: str) -> bool:
+    """Whether a computation is rather a part of another than what is meant."""
+    return name in PARTS or name.startswith(("the first", "the last"))
+
+
+def _pairs(case: Case) -> list[tuple[int, int]]:
+    """Equal values that both sides' differing operations take."""
+    behind, found = ancestors(case.port.nodes, case.j), list(case.finding.before)
+    for t in _taken(case, False)[:NEARBY]:
+        size = math.prod(case.reference.nodes[t].shape)
+        same = [j for j in case.alignment.partners(False, t) if j in behind and j != case.j]
+        found += [(t, j) for j in same if math.prod(case.port.nodes[j].shape) == size][-1:]
+    return list(dict.fromkeys(found))[:6]
+
+
 def _ends_of(case: Case, port: bool) -> list[Array]:
-    """Values behind the difference, the first ones first."""
-    trace = case.alignment.trace(port)
+    """Values behind the difference, and what convolutions take of them with their own zeros around."""
+    trace, end = case.alignment.trace(port), case.j if port else case.t
     start = (case.finding.port if port else case.finding.reference) or 0
-    ways = ways_out(trace.nodes, case.regions[port].nodes, start)[:WAYS]
-    nodes = dict.fromkeys([*ways, case.j if port else case.t])
-    return [trace.values[n] for n in nodes if n in trace.values]
+    ways = [n for n in ways_out(trace.nodes, case.regions[port].nodes, start) if n <= end][:WAYS]
+    found = [trace.values[n] for n in dict.fromkeys([*ways, end]) if n in trace.values]
+    return [*(_padded(trace, trace.nodes[n]) for n in ways if "conv" in trace.nodes[n].op), *found]
 
 
-def _first_name(x: Array, ends: list[Array], order: tuple[int, ...]) -> str:
-    """The first reduction that is known, its axes as the reference has them."""
-    names = [name for end in ends if (name := _reduction(x, end, order))]
-    mean = names[0].replace("the sum", "the mean") if names else ""  # a sum may be a part of a mean
-    return mean if mean in names else names[0] if names else ""
+def _padded(trace: Trace, node: Node) -> Array:
+    """What a convolution takes, with its own padding."""
+    x, padding = trace.values[node.inputs[0]], node.params.get("padding", 0)
+    spec = node.params.get("dimension_numbers")
+    axes = spec[0][2:] if spec else range(2, x.ndim)
+    pads = [(0, 0)] * x.ndim
+    each = padding if isinstance(padding, list | tuple) else [padding]
+    for axis, pad in zip(axes, each * len(list(axes)) if len(each) == 1 else each, strict=True):
+        pads[axis] = tuple(pad) if isinstance(pad, list | tuple) else (pad, pad)
+    return np.pad(x, pads)
 
 
-def _reduction(x: Array, value: Array, order: tuple[int, ...]) -> str:
-    """How a value follows from another by reduction, selection, softmax, normalisation or resizing."""
-    if x.dtype.kind != "f" or x.ndim > 5 or x.size > 2**18 or value.dtype.kind != "f":
-        return ""
-    for count in range(1, x.ndim + 1):
-        for some in itertools.combinations([a for a in range(x.ndim) if x.shape[a] > 1], count):
-            axes = f"over axes {tuple(sorted(order[a] for a in some))}"
-            if value.size * math.prod(x.shape[a] for a in some) == x.size:
-                for name, reduce in REDUCTIONS.items():
-                    if distance(reduce(x, axis=some).ravel(), value.ravel()) <= EXACT:
-                        return f"{name} {axes}"
-                for word, index in (("the first", 0), ("the last", -1)):
-                    if count == 1 and distance(x.take(index, some[0]).ravel(), value.ravel()) <= EXACT:
-                        return f"{word} along axis {order[some[0]]}"
-            elif value.shape == x.shape:
-                for name, function in (("softmax", special.softmax), ("log_softmax", special.log_softmax)):
-                    if distance(function(x, some), value) <= EXACT:
-                        return f"{name} {axes}"
-                centred = x - x.mean(some, keepdims=True)
-                for epsilon in (1e-5, 1e-6, 1e-3, 1e-12):
-                    root = np.sqrt((centred**2).mean(some, keepdims=True) + epsilon)
-                    if distance(centred / root, value) <= EXACT:
-                        return f"a normalisation {axes}"
-                    if distance(x / np.sqrt((x**2).mean(some, keepdims=True) + epsilon), value) <= EXACT:
-                        return f"an RMS normalisation {axes}, without subtracting the mean"
-    if value.ndim == x.ndim and value.shape != x.shape and (way := name_resize(x, value, EXACT)):
-        return f"a resize ({way})"
+def _by_indices(case: Case) -> str:
+    """Both look up rows of a table, with other indices that are known."""
+    found = []
+    for port in (False, True):
+        trace = case.alignment.trace(port)
+        behind = ancestors(trace.nodes, case.j if port else case.t) & case.regions[port].nodes
+        taken = {i for n in behind for i in (n, *trace.nodes[n].inputs)}
+        taken |= ancestors(trace.nodes, *(i for i in taken if trace.nodes[i].image))
+        taken = sorted(taken, reverse=True)
+        arrays = [trace.values[i] for i in taken if i in trace.values and trace.values[i].dtype.kind in "iu"]
+        ids = [trace.values[n.id] for n in trace.nodes if n.kind == "input" and n.dtype.startswith("int")]
+        found.append(next((words for a in arrays[:NEARBY] if (words := describe_indices(a, ids))), ""))
+    if all(found) and found[0] != found[1]:
+        return f"the reference looks up {found[0]}, the port {found[1]}"
+    return ""
+
+
+def _by_loss(case: Case) -> str:
+    """Both losses are known ones of the same outputs."""
+    found = []
+    for trace in (case.reference, case.port):
+        end = trace.loss or 0
+        behind = [i for i in sorted(ancestors(trace.nodes, end)) if i in trace.values]
+        values = [trace.values[i] for i in dict.fromkeys([*trace.outputs.values(), *behind[::-1]])]
+        given = [trace.values[i] for i in behind if trace.nodes[i].kind in ("input", "constant")]
+        tries = [(x, y) for x in values[:NEARBY] for y in given if x.dtype.kind == "f" and x.ndim and y.ndim]
+        loss = float(np.real(trace.values[end].item()))
+        names = (describe_loss(loss, x, y, trace.scalars) for x, y in tries)
+        found.append(next(filter(None, names), ""))
+    if all(found) and found[0] != found[1]:
+        return f"the reference's loss is {found[0]}, the port's {found[1]}"
+    return ""
+
+
+def _by_dependence(case: Case) -> str:
+    """One side's value follows from an input, or from running statistics, that the other's does not."""
+    inputs = []
+    for port, end in ((False, case.t), (True, case.j)):
+        trace = case.alignment.trace(port)
+        behind = ancestors(trace.nodes, end)
+        inputs.append([(n.op, n.id in behind) for n in trace.nodes if n.kind == "input"])
+    same = len(inputs[0]) == len(inputs[1]) and any(used for _, used in inputs[1])
+    for (name, mine), (_, theirs) in zip(*inputs, strict=False) if same else ():
+        if mine and not theirs:
+            return f"the port does not use the input {name}, the reference does"
+    leaves = []
+    for port, end in ((False, case.t), (True, case.j)):
+        trace, region = case.alignment.trace(port), case.regions[port].nodes
+        inside = ancestors(trace.nodes, end) & region
+        tables = ancestors(
+            trace.nodes, *(i for n in inside for i in trace.nodes[n].inputs if trace.nodes[i].image)
+        )
+        names = [leaf.name for leaf in trace.leaves if leaf.node in tables and not leaf.trainable]
+        leaves.append([name for name in names if re.search("mean|var", name)])
+    if bool(leaves[0]) != bool(leaves[1]):
+        side, shown = ("reference", leaves[0]) if leaves[0] else ("port", leaves[1])
+        return f"only the {side} uses the running statistics {', '.join(shown[:2])}"
     return ""
 
 
@@ -775,8 +942,30 @@ def _by_order(case: Case) -> str:
             for axis in range(x.ndim):
                 if words := _slices(x, y, axis):
                     return words
-        if words := _flattened(case, t, j, a, b):
-            return words
+        for k in [k for k, _ in _pairs(case)] + list(case.reference.nodes[t].inputs):
+            x = case.reference.values.get(k)
+            mine, theirs = (_arrangement(x, v) if x is not None else "" for v in (a, b))
+            if mine and theirs and mine != theirs:
+                return f"the reference takes {mine}, the port {theirs}"
+    return ""
+
+
+def _arrangement(x: Array, y: Array) -> str:
+    """With which axes, split and moved, one array is another; empty if it is not."""
+    x, y = np.squeeze(x), np.squeeze(y)
+    if x.size != y.size or not 1 < x.ndim <= 5:
+        return ""
+    shapes = [x.shape]
+    for axis, n in enumerate(x.shape):
+        twos = [(p, n // p) for p in range(2, n) if n % p == 0]
+        threes = [(p, q, m // q) for p, m in twos for q in range(2, m) if m % q == 0]
+        shapes += [(*x.shape[:axis], *some, *x.shape[axis + 1 :]) for some in (*twos, *threes)[:SPLITS]]
+    few = y.ravel()[:9]
+    for shape in shapes:
+        for order in itertools.permutations(range(len(shape))) if len(shape) <= 6 else ():
+            moved = x.reshape(shape).transpose(order)
+            if distance(moved.flat[:9], few) <= NEAR and distance(moved.ravel(), y.ravel()) <= NEAR:
+                return f"{shape} in the order of axes {order}"
     return ""
 
 
@@ -791,6 +980,8 @@ def _slices(x: Array, y: Array, axis: int) -> str:
         return ""
     if order == list(range(n))[::-1]:
         return f"the port's is reversed along axis {axis}"
+    if order == [*range(n // 2, n), *range(n // 2)] and n > 2:
+        return f"the halves along axis {axis} are exchanged in the port"
     for k in range(1, n):
         if order == [(i + k) % n for i in range(n)]:
             return f"the port's is shifted by {k if k <= n // 2 else k - n} along axis {axis}"
@@ -802,17 +993,4 @@ def _slices(x: Array, y: Array, axis: int) -> str:
         for swap in itertools.permutations(range(parts)) if parts <= 6 else ():
             if order == list(blocks[list(swap)].ravel()):
                 return f"the parts along axis {axis} are in the order {tuple(swap)} of the reference's"
-    return ""
-
-
-def _flattened(case: Case, t: int, j: int, a: Array, b: Array) -> str:
-    """Axes that are merged in another order than the reference's."""
-    for i in case.reference.nodes[t].inputs:
-        x = case.reference.values.get(i)
-        if x is None or x.size != b.size or not 2 < x.ndim < 7 or np.squeeze(b).ndim >= np.squeeze(x).ndim:
-            continue
-        for order in itertools.permutations(range(x.ndim)):
-            moved = order != tuple(range(x.ndim))
-            if moved and distance(x.transpose(order).reshape(b.shape), b) <= NEAR:
-                return f"the reference merges {x.shape} in its order, the port in the order of axes {order}"
     return ""

@@ -319,10 +319,12 @@ class Comparison:
         missing = []
         for label, node in mine.items():
             place = self.place(self.reference, self.reference.nodes[node])
-            missing.append(Difference("missing", f"the port does not return output{label}", place))
+            words = f"the port does not return output{label}"
+            missing.append(Difference("missing", words, place, cause=words))
         for label, node in theirs.items():
             place = self.place(self.port, self.port.nodes[node])
-            missing.append(Difference("missing", f"only the port returns output{label}", None, place))
+            words = f"only the port returns output{label}"
+            missing.append(Difference("missing", words, None, place, cause=words))
         return pairs, missing
 
     def far(self, pairs: list[tuple[str, int, int]]) -> list[tuple[str, int, int, float]]:

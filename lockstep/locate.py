@@ -1,5 +1,6 @@
 """Where two models part: the first operations that differ on equal operands, and where to go on."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from lockstep.comparison import Comparison
 
 STARTS, LENGTH, TRIALS = 3, 16, 8  # entries tried, ways out of each, and runs of the port a difference
+FIRST = 2  # of them: the next operands of bound weights
+DEEP, WINDOW = 6, 24  # right operations that are enough; operations that are looked at
 SAMPLE = 4096  # numbers that decide how alike two arrays are
 
 
@@ -91,17 +94,22 @@ def _repair(
     theirs = {id_: reference.nodes[id_].fingerprint for id_ in regions[0].nodes}
     goals = np.stack([f for f in theirs.values() if f is not None] or [np.full(9, np.nan)])
     best: tuple[float, tuple[int, int] | None, dict[int, np.ndarray]] = (0, None, {})
-    pairs = comparison.binding.sites.items()
-    bound = {(reference.sites[theirs].operand, port.sites[mine].operand) for mine, theirs in pairs}
-    for t, j, value in _candidates(reference, port, regions, bound):
+    pairs = _uses(reference, port, comparison.binding.sites).items()
+    bound = {
+        pair
+        for mine, theirs in pairs
+        for pair in itertools.product(
+            _moved(reference.nodes, reference.sites[theirs].operand),
+            _moved(port.nodes, port.sites[mine].operand),
+        )
+    }
+    for t, j, value in _candidates(reference, port, regions, bound, outputs):
         values = model.replay(port, {j: value})
         right = sum(_is_in(values[n], goals) for n in wrong if n in values and n != j)
         ends = all(_same(values.get(o), reference.values.get(e)) for e, o in outputs if o > j)
         score = right + (len(wrong) if ends else 0)
-        if _mends(
-            port.nodes, j, regions[1].nodes, values, goals
-        ):  # the first of these: later ones hide faults
-            score = 3 * len(wrong) + len(port.nodes) - j
+        if depth := _mended(port.nodes, j, regions[1].nodes, values, goals):
+            score = 3 * (depth + 1) * len(port.nodes) - j  # the first of the best: later ones hide faults
         if score > best[0]:
             best = score, (t, j), {j: value}
     if best[1] is None:  # a difference of the last operation: only the output itself can be put in
@@ -110,6 +118,39 @@ def _repair(
             if value is not None:
                 return None, {j: value[1]}
     return best[1], best[2]
+
+
+def _uses(reference: Trace, port: Trace, bound: Mapping[int, int]) -> dict[int, int]:
+    """The port's sites and the reference's that are the same use of a weight, each repetition too."""
+    uses: list[dict[int, list[int]]] = []
+    for trace in (reference, port):
+        same: dict[tuple, list[int]] = {}
+        for site in trace.sites:
+            same.setdefault((site.role, site.ids.shape, site.ids.flat[0], site.ids.flat[-1]), []).append(
+                site.order
+            )
+        uses.append({order: orders for orders in same.values() for order in orders})
+    return {
+        p: r for mine, theirs in bound.items() for p, r in zip(uses[1][mine], uses[0][theirs], strict=False)
+    }
+
+
+def _contracted(trace: Trace, region: set[int]) -> dict[int, set[int]]:
+    """For each node of a region the contractions with weights that it is behind, within the region."""
+    made = {site.node: site.order for site in trace.sites if site.role in ("contract", "conv")}
+    found: dict[int, set[int]] = {}
+    for n in sorted(region):
+        found[n] = set().union(*(found.get(i, set()) for i in trace.nodes[n].inputs))
+        found[n] |= {made[n]} if n in made else set()
+    return found
+
+
+def _moved(nodes: list[Node], node: int | None) -> list[int]:
+    """A value, and those that it only is a rearrangement of."""
+    found = [node] if node is not None else []
+    while found and nodes[found[-1]].kind == "structure" and len(nodes[found[-1]].inputs) == 1:
+        found += nodes[found[-1]].inputs
+    return found
 
 
 def is_multiple(a: np.ndarray | None, b: np.ndarray | None) -> bool:
@@ -121,27 +162,48 @@ def is_multiple(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     return 0 < fraction.numerator < 1024 and abs(ratio / float(fraction) - 1) < 1e-12
 
 
-def _mends(nodes: list[Node], j: int, region: set[int], values: Mapping[int, np.ndarray], goals: Any) -> bool:
-    """Whether every operation that takes a new value gives one of the reference's."""
-    same, takers = {j}, []
+def _mended(nodes: list[Node], j: int, region: set[int], values: Mapping[int, np.ndarray], goals: Any) -> int:
+    """How many operations behind a new value give the reference's before one does not, up to `DEEP`.
+
+    One that does not is left out where all that follows from it does, as sums of squares in a variance.
+    """
+    same, right, wrong, direct = {j}, set(), [], False
     mine, _ = fingerprint(values[j]) if j in values else (None, None)
     goal = np.stack([mine if mine is not None else np.full(9, np.nan)])
-    for n in sorted(region):
-        if n > j and same & set(nodes[n].inputs):
-            nothing = n in values and _is_in(values[n], goal)  # such as zero added: no evidence
-            if nodes[n].kind == "structure" or nodes[n].op == "neg" or nothing:
-                same.add(n)
-            else:
-                takers.append(n)
-    signs = 1, -1  # an operation may take what the reference's takes with the other sign
-    return bool(takers) and all(
-        n in values and any(_is_in(s * values[n], goals) for s in signs) for n in takers
-    )
+    for n in sorted(i for i in region if i > j):
+        taken = set(nodes[n].inputs)
+        if not taken & {*same, *right, *wrong}:
+            continue
+        if taken & same and (
+            nodes[n].kind == "structure" or nodes[n].op == "neg" or _is_in(values.get(n), goal)
+        ):
+            same.add(n)  # such as zero added: no evidence
+            if any(i in region and nodes[i].weighted for i in taken - same - right):
+                return 1  # right by chance: another operand still differs
+        elif any(_is_in(s * values[n], goals) for s in (1, -1) if n in values):  # or with the other sign
+            right.add(n)
+            direct |= bool(taken & same)
+            if taken & same and any(i in region and nodes[i].weighted for i in taken - same - right):
+                return 1  # right by chance: another operand still differs
+        else:
+            wrong.append(n)
+        if len(right) + len(wrong) >= WINDOW:
+            break
+    form: set[int] = set()
+    for n in reversed(wrong):
+        takers = [i for i in region if n in nodes[i].inputs]
+        if takers and all(i in right or i in form for i in takers):
+            form.add(n)
+    first = next((n for n in wrong if n not in form), None)
+    if not direct:
+        return 0
+    found = len(right) if first is None else sum(n < first for n in right)
+    return DEEP if first is None else min(found, DEEP)
 
 
-def _is_in(value: np.ndarray, prints: np.ndarray) -> bool:
+def _is_in(value: np.ndarray | None, prints: np.ndarray) -> bool:
     """Whether a value has one of some fingerprints."""
-    mine, _ = fingerprint(value)
+    mine, _ = fingerprint(value) if value is not None else (None, None)
     return mine is not None and bool(np.all(np.abs(prints - mine) <= EXACT * mine[0], axis=1).any())
 
 
@@ -150,7 +212,11 @@ def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
 
 
 def _candidates(
-    reference: Trace, port: Trace, regions: tuple[Region, Region], bound: set[tuple[int | None, int | None]]
+    reference: Trace,
+    port: Trace,
+    regions: tuple[Region, Region],
+    bound: set[tuple[int, int]],
+    outputs: list[tuple[int, int]],
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Pairs that may be the same value, the earliest and most alike first; operands of bound weights are."""
     ways = [
@@ -162,19 +228,33 @@ def _candidates(
         some += [[i] for i in taken if not trace.nodes[i].image][:STARTS]  # an operation that one side lacks
     found: dict[tuple[int, int], tuple[float, np.ndarray]] = {}
     inside = [region.nodes for region in regions]
+    last = [
+        {i: n for n, pair in enumerate(outputs) for i in _moved(nodes, pair[side])}
+        for side, nodes in enumerate((reference.nodes, port.nodes))
+    ]
+    passed = [
+        _contracted(trace, region.nodes) for trace, region in zip((reference, port), regions, strict=True)
+    ]
+    known = _uses(reference, port, port.binding.sites) if port.binding else {}
     for mine in ways[0]:
         for theirs in ways[1]:
             for a, t in enumerate(mine):
                 for b, j in enumerate(theirs):
                     if (t, j) in found or (t not in inside[0] and j not in inside[1]):
                         continue
+                    both = passed[0].get(t, set()), {known.get(s) for s in passed[1].get(j, ())} - {None}
+                    if both[0] - set(known.values()) == set() and both[0] != both[1]:
+                        continue  # not behind the same weights
+                    if last[0].get(t) != last[1].get(j):
+                        continue  # not of the same output
                     fitted = _fitted(reference.values.get(t), port.values.get(j))
                     if fitted is not None:
                         lacks = t not in inside[0] or j not in inside[1]
                         score = 0.3 * (a + b) + lacks - 6 * fitted[0] ** 4 - (2 if (t, j) in bound else 0)
                         found[t, j] = (score, fitted[1])
-    order = sorted(found, key=lambda pair: found[pair][0])[:TRIALS]
-    for t, j in order:
+    order = sorted(found, key=lambda pair: found[pair][0])
+    sure = [pair for pair in order if pair in bound][:TRIALS]
+    for t, j in dict.fromkeys([*sorted(sure, key=sum)[:FIRST], *order[:TRIALS]]):
         yield t, j, found[t, j][1]
 
 
@@ -227,8 +307,9 @@ def _kind(alignment: Alignment, regions: tuple[Region, Region], t: int, j: int) 
         which = narrow[1] or narrow[0]
         side = "the port" if narrow[1] else "the reference"
         return "precision", f"{side} computes in {which}"
-    moved = t in regions[0].nodes and alignment.matches[False].get(t)
-    if moved or (j in regions[1].nodes and alignment.matches[True].get(j)):
+    near = {t, *reference[t].inputs}, {j, *port[j].inputs}
+    moved = t in regions[0].nodes and near[1] & set(alignment.matches[False].get(t, ()))
+    if moved or (j in regions[1].nodes and near[0] & set(alignment.matches[True].get(j, ()))):
         return "order", "the same numbers, arranged otherwise"
     words = _wiring(alignment, reference[t], port[j])
     return ("wiring", words) if words else ("values", "")

@@ -242,6 +242,7 @@ class Recorder:
         """The trace, with what was bound."""
         if self.binder:
             self.trace.binding = self.binder.finish()
+        if self.binder or self.given is not None:
             for i, ids in self.images.items():  # what was moved before it was bound
                 node, old = self.trace.nodes[i], self.trace.values.get(i)
                 if old is not None:

@@ -1,6 +1,7 @@
 """Trace a PyTorch model: every ATen operation of a forward pass, in float64."""
 
 import copy
+import inspect
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -499,7 +500,8 @@ class TorchModel:
 
     def _inputs(self, tracer: Tracer | None) -> tuple[tuple, dict]:
         args, kwargs = _convert(self.args, self.kwargs, torch.float64)
-        for label, tensor in labelled((args, kwargs), torch.is_tensor).items():
+        given = inspect.signature(self.original.forward).bind(*args, **kwargs).arguments if tracer else {}
+        for label, tensor in labelled(dict(given), torch.is_tensor).items():
             if tracer:
                 tracer.add(tensor, tracer.recorder.input(label, array(tensor)))
         return args, kwargs

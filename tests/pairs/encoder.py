@@ -104,9 +104,9 @@ def inputs(rng):
 
 AS_THEY_ARE = {"copy_weights": False}
 FAULTS = {
-    "wrong_heads": Fault("attention", "heads|numbers"),
+    "wrong_heads": Fault("attention", r"heads|3, 4.* 4, 3|4, 3.* 3, 4"),
     "causal": Fault("attention", "causal|mask"),
-    "patches_by_column": Fault("norm1", "transposed|order of axes"),
+    "patches_by_column": Fault("norm1", "transposed|order of axes|interleaved"),
     "no_layer_scale": Fault("norm", "parameter scale"),
     "mean_for_token": Fault("head", "the first along .* the mean over"),
     "converted_exchanged": Fault("attention", "the projection of the (key|query)", AS_THEY_ARE),

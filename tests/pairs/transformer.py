@@ -117,7 +117,7 @@ FAULTS = {
     "post_norm": Fault("norm2", "where the reference takes"),
     "split_by_head": Fault("out", "its axes 0 and 3|interleaved|heads"),
     "scale_of_all_heads": Fault("out", r"is 3\.4641 in the port, 2 in"),
-    "no_scale": Fault("out", "divides .* by (the square root of 4|2)"),
+    "no_scale": Fault("out", "a divisor is 1 in the port, 2 in|divides .* by (the square root of 4|2)"),
     "no_mask": Fault("out", "causal"),
     "mask_without_present": Fault("out", "causal|an added number is -1 in the port, 0"),
     "float32_softmax": Fault("out", "float32"),
