@@ -59,6 +59,7 @@ class Adapter:
         trainable: names of parameters.
         tables: names of arrays that belong to the model and are never trained.
         channels_last: the library's convolutions take channels last.
+        plain: names of arrays of an NNX module that are no `nnx.Variable`; nothing says if they are trained.
     """
 
     names: list[str]
@@ -68,6 +69,7 @@ class Adapter:
     trainable: set[str]
     tables: set[str]
     channels_last: bool = False
+    plain: set[str] = field(default_factory=set)
 
 
 def kind_of(model: Any) -> str:
@@ -179,6 +181,7 @@ def _adapt_nnx(model: Any, training: bool | None) -> Adapter:
     variables = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     trainable = {name for name, variable in variables.items() if isinstance(variable, nnx.Param)}
     tables = {n for n, v in variables.items() if not isinstance(v, nnx.Param | nnx.BatchStat)}
+    plain = {n for n, v in variables.items() if not isinstance(v, nnx.Variable)}
 
     def run(leaves: list[Any], args: tuple, kwargs: dict) -> tuple[Any, dict[str, Any]]:
         copy = nnx.merge(graph, jax.tree_util.tree_unflatten(structure, leaves))
@@ -191,7 +194,8 @@ def _adapt_nnx(model: Any, training: bool | None) -> Adapter:
     def parameters(leaves: list[Any]) -> Any:
         return nnx.filter_state(jax.tree_util.tree_unflatten(structure, leaves), nnx.Param)
 
-    return Adapter(names, [leaf for _, leaf in paths], run, parameters, trainable, tables, channels_last=True)
+    leaves = [leaf for _, leaf in paths]
+    return Adapter(names, leaves, run, parameters, trainable, tables, channels_last=True, plain=plain)
 
 
 def _adapt_linen(model: Linen) -> Adapter:

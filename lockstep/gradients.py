@@ -71,6 +71,18 @@ def _differences(
     tolerance = comparison.tolerance
     bound = numbers >= 0
     size = reference.weights.size
+    asked = np.concatenate(
+        [np.full(x.stop - x.start, x.trainable) for x in reference.leaves] or [np.zeros(0, bool)]
+    )
+    # A plain array of the port counts where the reference has a parameter: nothing says what the port does.
+    plain = [
+        x
+        for x in comparison.port.leaves
+        if not x.trainable and not np.isnan(other.weights[x.start : x.stop]).all()
+    ]
+    for leaf in plain:
+        ids = numbers[leaf.start : leaf.stop]
+        other.weights[leaf.start : leaf.stop][~asked[ids]] = np.nan
     own = np.where(np.isnan(other.weights), 0, other.weights)
     total = np.zeros(size, own.dtype)
     np.add.at(total, numbers[bound], own[bound])

@@ -1,7 +1,7 @@
 """Where two models part: the first operations that differ on equal operands, and where to go on."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 STARTS, LENGTH, TRIALS = 3, 16, 8  # entries tried, ways out of each, and runs of the port a difference
 FIRST = 2  # of them: the next operands of bound weights
 DEEP, WINDOW = 6, 24  # right operations that are enough; operations that are looked at
+UNUSUAL = 0.3  # how much more alike two values must be in an order in which several axes are moved
 SAMPLE = 4096  # numbers that decide how alike two arrays are
 
 
@@ -103,7 +104,7 @@ def _repair(
             _moved(port.nodes, port.sites[mine].operand),
         )
     }
-    for t, j, value in _candidates(reference, port, regions, bound, outputs):
+    for t, j, value in _candidates(reference, port, regions, bound, outputs, _orders(alignment, regions[1])):
         values = model.replay(port, {j: value})
         right = sum(_is_in(values[n], goals) for n in wrong if n in values and n != j)
         ends = all(_same(values.get(o), reference.values.get(e)) for e, o in outputs if o > j)
@@ -198,7 +199,7 @@ def _mended(nodes: list[Node], j: int, region: set[int], values: Mapping[int, np
     if not direct:
         return 0
     found = len(right) if first is None else sum(n < first for n in right)
-    return DEEP if first is None else min(found, DEEP)
+    return min(found, DEEP)
 
 
 def _is_in(value: np.ndarray | None, prints: np.ndarray) -> bool:
@@ -217,6 +218,7 @@ def _candidates(
     regions: tuple[Region, Region],
     bound: set[tuple[int, int]],
     outputs: list[tuple[int, int]],
+    orders: Set[tuple[int, ...]],
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Pairs that may be the same value, the earliest and most alike first; operands of bound weights are."""
     ways = [
@@ -247,7 +249,7 @@ def _candidates(
                         continue  # not behind the same weights
                     if last[0].get(t) != last[1].get(j):
                         continue  # not of the same output
-                    fitted = _fitted(reference.values.get(t), port.values.get(j))
+                    fitted = _fitted(reference.values.get(t), port.values.get(j), orders)
                     if fitted is not None:
                         lacks = t not in inside[0] or j not in inside[1]
                         score = 0.3 * (a + b) + lacks - 6 * fitted[0] ** 4 - (2 if (t, j) in bound else 0)
@@ -258,8 +260,13 @@ def _candidates(
         yield t, j, found[t, j][1]
 
 
-def _fitted(a: np.ndarray | None, b: np.ndarray | None) -> tuple[float, np.ndarray] | None:
-    """How alike two values are, from 0 to 1, and the first arranged as the second; None: they do not fit."""
+def _fitted(
+    a: np.ndarray | None, b: np.ndarray | None, orders: Set[tuple[int, ...]] = frozenset()
+) -> tuple[float, np.ndarray] | None:
+    """How alike two values are, from 0 to 1, and the first arranged as the second; None: they do not fit.
+
+    ``orders`` says how axes are arranged just before; without it, at most one axis is moved as a rule.
+    """
     if a is None or b is None or a.dtype.kind not in "fc" or b.dtype.kind not in "fc":
         return None
     if a.size != b.size:
@@ -272,7 +279,7 @@ def _fitted(a: np.ndarray | None, b: np.ndarray | None) -> tuple[float, np.ndarr
             if b.shape[n] > 1 and not np.array_equal(b, np.broadcast_to(b.take([0], n), b.shape))
         ]
         shape = tuple(b.shape[n] if n in axes else 1 for n in range(b.ndim))
-        fitted = _fitted(small, other)
+        fitted = _fitted(small, other, orders)
         if fitted is None or fitted[1].size != np.prod(shape):
             return None
         return fitted[0], np.broadcast_to(fitted[1].reshape(shape), b.shape)
@@ -282,10 +289,27 @@ def _fitted(a: np.ndarray | None, b: np.ndarray | None) -> tuple[float, np.ndarr
         if index >= 24:
             break
         moved = x.transpose(order)
-        alike = _alike(moved, y)
+        usual = order in orders if any(len(one) == len(order) for one in orders) else _moves_one(order)
+        alike = _alike(moved, y) - (0 if usual else UNUSUAL)
         if best is None or alike > best[0]:
             best = alike, moved
     return None if best is None else (best[0], best[1].reshape(b.shape))
+
+
+def _orders(alignment: Alignment, region: Region) -> set[tuple[int, ...]]:
+    """In which orders of axes the equal values lie that the port's first differing operations take."""
+    reference, port, found = alignment.reference, alignment.port, set()
+    for i in {i for start in region.entries[:STARTS] for i in port.nodes[start].inputs}:
+        a, b = reference.values.get(next(alignment.partners(True, i), -1)), port.values.get(i)
+        order = same_order(a, b, NEAR) if a is not None and b is not None and a.size == b.size else None
+        found |= {tuple(order)} if order is not None else set()
+    return found
+
+
+def _moves_one(order: tuple[int, ...]) -> bool:
+    """Whether at most one axis is moved, as when channels go last: the usual arrangement."""
+    rests = [[a for a in order if a != axis] for axis in order]
+    return not order or any(rest == sorted(rest) for rest in rests)
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> float:

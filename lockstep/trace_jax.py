@@ -637,8 +637,11 @@ class JaxModel:
             given = {n: trace.values[n] for n in fixed}
             # Compiled once, because each operation by itself takes longer to compile than to run.
             loss, grads = jax.jit(jax.value_and_grad(objective))(real, given)
+        plain = self.adapter.plain
         found = [
-            np.asarray(g).ravel().conj() if leaf.trainable else np.full(np.size(g), np.nan)
+            np.asarray(g).ravel().conj()
+            if leaf.trainable or leaf.name in plain
+            else np.full(np.size(g), np.nan)
             for leaf, g in zip(trace.leaves, grads, strict=True)
         ]
         return Gradients(float(loss), np.concatenate(found) if found else np.zeros(0))
