@@ -658,7 +658,7 @@ def _changes(case: Case, node: Node, x: Array) -> Iterator[tuple[str, Callable[[
     sizes = sorted(
         {n for s in (x.shape, *(case.port.nodes[i].shape for i in node.inputs)) for n in s if n > 1}
     )
-    roots = [(f"the square root of {n}", math.sqrt(n)) for n in sizes]
+    roots = [(_count(case, math.sqrt(n)), math.sqrt(n)) for n in sizes]
     for word, factor in (*roots, *((str(n), float(n)) for n in sizes)):
         yield f"the reference divides {what} by {word}", lambda x, f=factor: x / f
         yield f"the reference multiplies {what} by {word}", lambda x, f=factor: x * f

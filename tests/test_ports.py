@@ -27,7 +27,6 @@ def test_faults_are_found_in_their_places(judged):
     assert len(places) <= 0.1 * len(CASES), places
 
 
-@pytest.mark.xfail(reason="28 of 48 causes were right and 2 wrong on 2026-11-27; 70 % and none are asked for")
 def test_causes_are_right(judged):
     wrong = [f"{case}: {found.result.first.cause}" for case, found in judged.items() if found.wrong_cause]
     assert not wrong

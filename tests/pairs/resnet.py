@@ -116,5 +116,5 @@ FAULTS = {
     "no_shortcut": Fault("layer2.conv1", "leaves out"),
     "shortcut_twice": Fault("layer2.conv1", "a factor is 2|only the port adds"),
     "shortcut_detached": Fault("layer2.downsample.1", "stop_gradient"),
-    "flattened_as_nhwc": Fault("fc", r"merges .* order of axes \(0, 2, 3, 1\)"),
+    "flattened_as_nhwc": Fault("fc", r"(takes|merges) .* order of axes \(0, 2, 3, 1\)"),
 }
