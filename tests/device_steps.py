@@ -6,6 +6,7 @@ tests.device_steps FRAMEWORK DEVICES FOLDER; writes losses and tensors as FOLDER
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ STEPS = 5
 
 def keep_own_statistics(patch: pytest.MonkeyPatch, framework: str) -> None:
     """Batch norm over each device's own images."""
-    if framework == "torch":
-        alone = torch_impl.devices.select_devices("cpu")
-    else:
-        alone = jax_impl.devices.select_devices("cpu")
     model = torch_impl.model if framework == "torch" else jax_impl.model
+    alone = {"count": 1} if framework == "torch" else {"mesh": None}
     batch_norm = model.batch_norm
-    patch.setattr(model, "batch_norm", lambda *given: batch_norm(*given[:-1], alone))
+
+    def own(*given):
+        return batch_norm(*given[:-1], replace(given[-1], **alone))
+
+    patch.setattr(model, "batch_norm", own)
 
 
 def add_up_gradients(patch: pytest.MonkeyPatch, framework: str) -> None:
