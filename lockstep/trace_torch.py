@@ -500,11 +500,17 @@ class TorchModel:
 
     def _inputs(self, tracer: Tracer | None) -> tuple[tuple, dict]:
         args, kwargs = _convert(self.args, self.kwargs, torch.float64)
-        given = inspect.signature(self.original.forward).bind(*args, **kwargs).arguments if tracer else {}
-        for label, tensor in labelled(dict(given), torch.is_tensor).items():
-            if tracer:
+        if tracer:
+            for label, tensor in labelled(self._named(args, kwargs), torch.is_tensor).items():
                 tracer.add(tensor, tracer.recorder.input(label, array(tensor)))
         return args, kwargs
+
+    def _named(self, args: tuple, kwargs: dict) -> Any:
+        """The inputs by the names of their arguments; as they are if they do not fit, which the call says."""
+        try:
+            return dict(inspect.signature(self.original.forward).bind(*args, **kwargs).arguments)
+        except (TypeError, ValueError):  # another number of them, or a forward without a signature
+            return args, kwargs
 
     def _load(self, module: torch.nn.Module, weights: np.ndarray) -> None:
         at = 0

@@ -179,6 +179,11 @@ class NeedsMore(Dense):
         return super().__call__(x) * scale
 
 
+class TorchNeedsMore(TorchDense):
+    def forward(self, x, scale):
+        return super().forward(x) * scale
+
+
 class Silent(nn.Module):
     def forward(self, x):
         return "hello"
@@ -195,6 +200,7 @@ class Silent(nn.Module):
         (nn.Linear, Dense(nnx.Rngs(0)), X, {}, "the class Linear; call it"),
         (torch_dense(), Dense(nnx.Rngs(0)), X[:, :4], {}, "the PyTorch model cannot take these inputs"),
         (torch_dense(), NeedsMore(nnx.Rngs(0)), X, {}, "the JAX model cannot take these inputs"),
+        (TorchNeedsMore(), Dense(nnx.Rngs(0)), X, {}, "the PyTorch model cannot take these inputs"),
         (torch_dense(), Dense(nnx.Rngs(0)), X, {"loss": torch.sum}, "loss must be a pair"),
         (torch_dense(), Dense(nnx.Rngs(0)), X, {"loss": (torch.sum, jnp.abs)}, "must be a scalar"),
         (torch_dense(), Dense(nnx.Rngs(0)), X, {"loss": (torch.abs, jnp.sum)}, "must be a scalar"),
