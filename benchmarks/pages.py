@@ -1,4 +1,4 @@
-"""The tables and pictures of the pages, made from results/ and models/: ``python -m benchmarks.pages``.
+"""The tables and pictures of the pages, made from the record and the code: ``python -m benchmarks.pages``.
 
 A table stands between ``<!-- NAME -->`` and ``<!-- end -->`` in one of `PAGES`.
 """
@@ -12,6 +12,7 @@ from benchmarks import accuracy, inference, lockstep, models, runtimes, training
 from benchmarks.census import tables as census
 from benchmarks.record import RESULTS
 from benchmarks.tables import make_table
+from benchmarks.twins import draw_twins
 from recipe.checkpoint import write_atomically
 from recipe.console import option, run_command
 
@@ -66,6 +67,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "lockstep-bits.png": lockstep.draw_whole_runs,
     "lockstep-float32.png": partial(lockstep.draw_run, lockstep.FLOAT32_RUN),
     "accuracy.png": accuracy.draw_accuracy,
+    "twins.svg": draw_twins,
 }
 
 

@@ -1,35 +1,49 @@
-"""Draw how the two training programs differ: ``python -m benchmarks.twins`` writes docs/figures/twins.svg."""
+"""How the two training programs differ, line by line."""
 
-from difflib import SequenceMatcher
 from io import StringIO
-from pathlib import Path
+from itertools import pairwise, zip_longest
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.record import RESULTS
+
 FILE = "train.py"
 FIRST = "def normalise"  # what is above is imports
 
 
-def main() -> None:
-    """Write the picture: lines that both have in grey, the others in colour."""
-    ours, theirs = (
-        path.read_text()[path.read_text().index(FIRST) :].splitlines()
-        for path in (ROOT / "torch_impl" / FILE, ROOT / "jax_impl" / FILE)
-    )
+def shared_lines(ours: list[str], theirs: list[str]) -> list[tuple[int, int]]:
+    """Positions of the longest common subsequence of lines, which is what ``diff`` leaves unmarked."""
+    longest = [[0] * (len(theirs) + 1) for _ in range(len(ours) + 1)]
+    for i in reversed(range(len(ours))):
+        for j in reversed(range(len(theirs))):
+            same = ours[i] == theirs[j]
+            longest[i][j] = longest[i + 1][j + 1] + 1 if same else max(longest[i + 1][j], longest[i][j + 1])
+    i, j, found = 0, 0, []
+    while i < len(ours) and j < len(theirs):
+        if ours[i] == theirs[j]:
+            found.append((i, j))
+            i, j = i + 1, j + 1
+        elif longest[i + 1][j] >= longest[i][j + 1]:
+            i += 1
+        else:
+            j += 1
+    return found
+
+
+def draw_twins() -> bytes:
+    """The picture, SVG: lines that both have in grey, the others in colour and side by side."""
+    programs = [(RESULTS.parent / f"{name}_impl" / FILE).read_text() for name in ("torch", "jax")]
+    ours, theirs = (text[text.index(FIRST) :].splitlines() for text in programs)
     table = Table.grid(padding=(0, 2))
     table.add_row(Text(f"torch_impl/{FILE}", "bold"), Text(f"jax_impl/{FILE}", "bold"))
-    for kind, a, b, c, d in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
-        styles = ("bright_black",) * 2 if kind == "equal" else ("orange3", "cornflower_blue")
-        for row in range(max(b - a, d - c)):
-            lines = (part[row] if row < len(part) else "" for part in (ours[a:b], theirs[c:d]))
-            table.add_row(*(Text(line, style) for line, style in zip(lines, styles, strict=True)))
+    ends = [(-1, -1), *shared_lines(ours, theirs), (len(ours), len(theirs))]
+    for (i, j), (next_i, next_j) in pairwise(ends):
+        for left, right in zip_longest(ours[i + 1 : next_i], theirs[j + 1 : next_j], fillvalue=""):
+            table.add_row(Text(left, "orange3"), Text(right, "cornflower_blue"))
+        for line in ours[next_i : next_i + 1]:  # none after the last
+            table.add_row(Text(line, "bright_black"), Text(line, "bright_black"))
     console = Console(record=True, width=230, file=StringIO())
     console.print(table)
-    console.save_svg(str(ROOT / "docs" / "figures" / "twins.svg"), title="The two training programs")
-
-
-if __name__ == "__main__":
-    main()
+    return console.export_svg(title="The two training programs").encode()

@@ -58,6 +58,6 @@ def test_links_and_pictures_lead_somewhere(page: Path):
 
 
 def test_every_picture_is_made_from_the_results():
-    others = {"demo.png", "twins.svg"}  # of the page in demo/; of the training programs
-    assert {path.name for path in FIGURES.iterdir()} == set(PICTURES) | others
+    screenshot = {"demo.png"}  # of the page in demo/
+    assert {path.name for path in FIGURES.iterdir()} == set(PICTURES) | screenshot
     assert PICTURES["accuracy.png"]().startswith(b"\x89PNG")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.twins import shared_lines
 from tests.helpers import ROOT
 
 TWINS = ("torch_impl", "jax_impl")
@@ -113,22 +114,12 @@ def test_every_exception_is_one():
         assert not exceptions.keys() & set(signatures(ROOT / other / file))
 
 
-def count_shared(ours: list[str], theirs: list[str]) -> int:
-    """The length of the longest common subsequence of lines, which is what ``diff`` leaves unmarked."""
-    row = [0] * (len(theirs) + 1)
-    for line in ours:
-        before, row = row, [0]
-        for index, other in enumerate(theirs):
-            row.append(before[index] + 1 if line == other else max(before[index + 1], row[index]))
-    return row[-1]
-
-
 @pytest.mark.parametrize("file", ["model.py", "train.py"])
 def test_at_least_half_of_the_lines_are_shared(file):
     ours, theirs = (
         [line for line in (ROOT / package / file).read_text().splitlines() if line] for package in TWINS
     )
-    share = 2 * count_shared(ours, theirs) / (len(ours) + len(theirs))
+    share = 2 * len(shared_lines(ours, theirs)) / (len(ours) + len(theirs))
     print(f"{file}: {len(ours)} and {len(theirs)} lines, {share:.0%} shared")
     assert share >= 0.5
 
