@@ -103,15 +103,16 @@ class Case:
         want = self.reference.values.get(self.t)
         if want is None:
             return False
-        if value.size == want.size:
-            a, _ = fingerprint(np.asarray(value))
-            b, _ = fingerprint(want)
-            if a is not None and b is not None and not close(a, b, NEAR):
-                return False
-            return same_order(want, value, NEAR) is not None or same_merged(want, value, NEAR)
-        a, _ = fingerprint(np.asarray(value))
-        b, _ = fingerprint(want)
-        return a is not None and b is not None and close(a, b, NEAR)
+        alike = _same_numbers(value, want)
+        if value.size != want.size or alike is False:
+            return bool(alike)
+        return same_order(want, value, NEAR) is not None or same_merged(want, value, NEAR)
+
+
+def _same_numbers(a: Array, b: Array) -> bool | None:
+    """Whether two values have the same fingerprint; None: one has none."""
+    first, second = (fingerprint(np.asarray(x))[0] for x in (a, b))
+    return None if first is None or second is None else close(first, second, NEAR)
 
 
 def find_cause(
@@ -389,8 +390,7 @@ def _by_leaving_out(case: Case) -> str:
 
 def _arranged(a: Array, made: Array, b: Array) -> Array | None:
     """A value of the shape of ``a``, its axes as those of ``b``, which holds the same as ``a``."""
-    x, y = np.squeeze(a), np.squeeze(b)
-    order = next((p for p in permutations(x.shape, y.shape) if distance(x.transpose(p), y) <= NEAR), None)
+    order = same_order(a, b, NEAR)
     return None if order is None else np.squeeze(made).transpose(order).reshape(b.shape)
 
 
@@ -577,9 +577,8 @@ def _by_wiring(case: Case) -> str:
             value, other = case.port.values.get(i), case.port.values[partners[0]]
             if value is None or value.size != other.size or value.dtype.kind != other.dtype.kind:
                 continue
-            first, second = fingerprint(value)[0], fingerprint(other)[0]
-            if first is not None and second is not None and close(first, second, NEAR):
-                continue  # the same numbers, arranged otherwise
+            if _same_numbers(value, other):
+                continue  # arranged otherwise
             fitted = next((other.transpose(p) for p in permutations(other.shape, value.shape)), None)
             if fitted is not None and case.reproduces({}, _on(steps, i, lambda x, y=fitted: y)):
                 theirs = f"{_what(case.reference.nodes[a])}, the port's {_what(case.port.nodes[partners[0]])}"
@@ -602,9 +601,8 @@ def _by_wiring(case: Case) -> str:
         if x is None or y is None or x.shape != y.shape or x.dtype.kind != "f" or not x.ndim:
             continue
         known = all(case.alignment.is_matched(True, k) for k in other.inputs)
-        first, second = fingerprint(x)[0], fingerprint(y)[0]
-        if not known or first is None or second is None or close(first, second, NEAR):
-            continue  # unknown, or the same numbers, arranged otherwise
+        if not known or _same_numbers(x, y) is not False:
+            continue  # unknown, or arranged otherwise
         if case.reproduces({}, _on(steps, i, lambda _, y=y: y)):
             mine = _what(case.port.nodes[i])
             return f"the port takes {mine} where the reference takes what is the port's {_what(other)}"
@@ -658,7 +656,8 @@ def _changes(case: Case, node: Node, x: Array) -> Iterator[tuple[str, Callable[[
     sizes = sorted(
         {n for s in (x.shape, *(case.port.nodes[i].shape for i in node.inputs)) for n in s if n > 1}
     )
-    roots = [(_count(case, math.sqrt(n)), math.sqrt(n)) for n in sizes]
+    roots = [(f"the square root of {n}", math.sqrt(n)) for n in sizes]
+    roots = [(f"{root:g}, {word}" if root == round(root) else word, root) for word, root in roots]
     for word, factor in (*roots, *((str(n), float(n)) for n in sizes)):
         yield f"the reference divides {what} by {word}", lambda x, f=factor: x / f
         yield f"the reference multiplies {what} by {word}", lambda x, f=factor: x * f
