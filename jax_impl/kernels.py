@@ -1,7 +1,7 @@
 """Convolution and pooling, written so that XLA's CPU backend is fast. No twin of PyTorch's file.
 
-Arrays are NHWC, kernels HWIO. Values and gradients are the textbook ones, to rounding; only the
-order of work differs. python -m benchmarks.training times them.
+Arrays are NHWC; kernels come as a checkpoint has them, OIHW, and are HWIO within. Values and gradients are
+the textbook ones, to rounding; only the order of work differs. python -m benchmarks.training times them.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,6 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 IMAGES_PER_SUM = 16
 
 IMAGES_PER_LOOP = 16  # in `compute_once`
-
-
 BY_IMAGE = (jnp.float64,)  # types whose convolutions are done image by image on a CPU
 
 

@@ -487,8 +487,7 @@ class Comparison:
 
     def rounded(self) -> None:
         """Compare the outputs in float32, against how far the reference's move by rounding its weights."""
-        numbers = self.binding.numbers
-        weights = np.where(numbers >= 0, np.append(self.reference.weights, 0)[numbers], self.port.weights)
+        weights = self.binding.fill(self.reference.weights, self.port.weights)
         mine = self.models[0].rounded(self.reference.weights)
         theirs: Rounded = self.models[1].rounded(weights)
         for label, t, j in self.pairs:

@@ -32,12 +32,9 @@ def compare_gradients(comparison: "Comparison") -> None:
     reference, port, result = comparison.reference, comparison.port, comparison.result
     factors = cotangents(reference)
     theirs = _for_port(comparison, factors)
-    bound = comparison.binding.numbers
     tries = [(reference.weights, port.weights)]
     if not np.array_equal(reference.weights, reference.given):  # constant weights hide faults, or show them
-        tries.append(
-            (reference.given, np.where(bound >= 0, np.append(reference.given, 0)[bound], port.given))
-        )
+        tries.append((reference.given, comparison.binding.fill(reference.given, port.given)))
     compared: set[str] = set()
     for weights, own in tries:
         mine = comparison.models[0].gradients(weights, factors)
@@ -71,23 +68,14 @@ def _differences(
     tolerance = comparison.tolerance
     bound = numbers >= 0
     size = reference.weights.size
-    asked = np.concatenate(
-        [np.full(x.stop - x.start, x.trainable) for x in reference.leaves] or [np.zeros(0, bool)]
-    )
     # A plain array of the port counts where the reference has a parameter: nothing says what the port does.
-    plain = [
-        x
-        for x in comparison.port.leaves
-        if not x.trainable and not np.isnan(other.weights[x.start : x.stop]).all()
-    ]
-    for leaf in plain:
-        ids = numbers[leaf.start : leaf.stop]
-        other.weights[leaf.start : leaf.stop][~asked[ids]] = np.nan
-    own = np.where(np.isnan(other.weights), 0, other.weights)
+    trains = comparison.binding.fill(_trainable(reference), 0) + _trainable(comparison.port) > 0
+    given = np.where(trains, other.weights, np.nan)
+    own = np.where(np.isnan(given), 0, given)
     total = np.zeros(size, own.dtype)
     np.add.at(total, numbers[bound], own[bound])
     count = np.bincount(numbers[bound], minlength=size)
-    trained = np.bincount(numbers[bound & ~np.isnan(other.weights)], minlength=size) > 0
+    trained = np.bincount(numbers[bound & ~np.isnan(given)], minlength=size) > 0
     largest = float(np.nanmax(np.abs(mine.weights), initial=0.0))
     found = []
     for leaf in reference.leaves:
@@ -109,17 +97,22 @@ def _differences(
             found.append(
                 (leaf, far, words, np.flatnonzero(np.abs(want - total[part]) * used > tolerance * scale))
             )
-        elif (count[part] > 1).any() and (shared := _parted(comparison, leaf, other, want, scale)):
+        elif (count[part] > 1).any() and (shared := _parted(comparison, leaf, given, want, scale)):
             found.append((leaf, 1.0, shared, np.zeros(0, int)))
     return found
 
 
-def _parted(comparison: "Comparison", leaf: Leaf, other: Gradients, want: np.ndarray, scale: float) -> str:
+def _trainable(trace: Trace) -> np.ndarray:
+    """1 for each of a trace's weights that is a parameter's, else 0."""
+    return np.repeat([float(x.trainable) for x in trace.leaves], [x.stop - x.start for x in trace.leaves])
+
+
+def _parted(comparison: "Comparison", leaf: Leaf, given: np.ndarray, want: np.ndarray, scale: float) -> str:
     """In words, if what the reference shares are several parameters of the port."""
     numbers, names = comparison.binding.numbers, []
     for mine in comparison.port.leaves:
         ids = numbers[mine.start : mine.stop]
-        part = other.weights[mine.start : mine.stop]
+        part = given[mine.start : mine.stop]
         inside = (ids >= leaf.start) & (ids < leaf.stop)
         if not inside.any() or np.isnan(part).any():
             continue

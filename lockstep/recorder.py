@@ -1,6 +1,7 @@
 """What every tracer calls to build a `Trace`: leaves, inputs, constants, uses of weights, operations."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class Recorder:
         self.version = 0  # of the weights: counts the bindings
         self.pending: list[Site] = []
         self.images: dict[int, np.ndarray] = {}  # numbers of weights that nodes consist of
+        self.casts: set[tuple[Source, ...]] = set()  # to float32, which are computed in float64
 
     # --- what a run starts from ---
 
@@ -237,6 +239,15 @@ class Recorder:
         assert operand.node is not None
         self.trace.values[operand.node] = np.asarray(self.value(operand))
         return operand.node
+
+    def describe_casts(self) -> list[str]:
+        """One note on casts to float32 that are computed in float64, by the user's lines of each."""
+        lines = {(Path(place[0][0]).name, place[0][1]) for place in self.casts if place}
+        files: dict[str, list[int]] = {}
+        for file, line in sorted(lines):
+            files.setdefault(file, []).append(line)
+        where = [f"{f}:{n[0]}" if len(n) == 1 else f"{len(n)} lines of {f}" for f, n in files.items()]
+        return [f"casts to float32 are computed in float64: {', '.join(where)}"] if where else []
 
     def finish(self) -> Trace:
         """The trace, with what was bound."""

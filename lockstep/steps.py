@@ -201,7 +201,7 @@ def compare_steps(
     for count, step in enumerate(
         reference_steps(reference, theirs, optimizers[0], cotangents, steps), start=1
     ):
-        weights = take(np.where(numbers >= 0, np.nan_to_num(step.gradients)[numbers], 0.0)).weights
+        weights = take(mine.binding.fill(np.nan_to_num(step.gradients), 0.0)).weights
         history.append((step, weights))
         for leaf in () if found else watched:
             ids = numbers[leaf.start : leaf.stop]

@@ -5,9 +5,8 @@ without the model or its framework. What needs the model, a second run or gradie
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,6 +78,10 @@ class Binding:
     names: list[tuple[str, str, str]] = field(default_factory=list)  # port's leaf, reference's, and why
     unbound: list[str] = field(default_factory=list)  # leaves of the port that keep their own numbers
 
+    def fill(self, reference: np.ndarray, own: np.ndarray | float) -> np.ndarray:
+        """One number for each of the port's weights: the reference's where it is bound, else its own."""
+        return np.where(self.numbers >= 0, np.append(reference, 0)[self.numbers], own)
+
 
 @dataclass
 class Gradients:
@@ -123,16 +126,6 @@ class Trace:
     def leaf(self, number: int) -> Leaf:
         """The leaf that a number of ``weights`` belongs to."""
         return self.leaves[bisect_right(self.leaves, number, key=lambda leaf: leaf.start) - 1]
-
-
-def describe_casts(sources: Iterable[tuple[Source, ...]]) -> list[str]:
-    """One note on casts to float32 that are computed in float64, by the user's lines of each."""
-    lines = {(Path(place[0][0]).name, place[0][1]) for place in sources if place}
-    files: dict[str, list[int]] = {}
-    for file, line in sorted(lines):
-        files.setdefault(file, []).append(line)
-    where = [f"{f}:{n[0]}" if len(n) == 1 else f"{len(n)} lines of {f}" for f, n in files.items()]
-    return [f"casts to float32 are computed in float64: {', '.join(where)}"] if where else []
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lockstep.errors import UserError, explain, own_line
 from lockstep.evaluate import DTYPES, KERNELS, MOVES
 from lockstep.outputs import labelled
 from lockstep.recorder import Operand, Recorder
-from lockstep.trace import Edit, Gradients, Rounded, Source, Trace, describe_casts
+from lockstep.trace import Edit, Gradients, Rounded, Source, Trace
 
 WIDER = {
     np.dtype(np.float32): np.dtype(np.float64),
@@ -76,7 +76,6 @@ class Interpreter:
         self.rules: dict[int, Step] = {}  # how values with a derivative of their own are differentiated
         self.narrowest, self.exact = model.narrowest, model.exact
         self.notes: set[str] = set()
-        self.casts: set[tuple[Source, ...]] = set()  # to float32, which are computed in float64
         self.calls: list[tuple[tuple[Source, ...], bool]] = []  # lines of the calls around; of the library?
         self.names: list[str] = []  # of the jitted functions around
         known = recorder.reference.scalars if recorder.reference else []
@@ -260,7 +259,7 @@ class Interpreter:
             if np.dtype(asked) in WIDER:
                 params[key] = WIDER[np.dtype(asked)]
                 if key == "new_dtype" and np.dtype(asked) == np.float32 and self._lifted(eqn):
-                    self.casts.add(self._sources(eqn))
+                    self.recorder.casts.add(self._sources(eqn))
         return params
 
     def _lifted(self, eqn: Any) -> bool:
@@ -554,7 +553,7 @@ class JaxModel:
                 trace.loss = recorder.keep(found["loss"])
         if not trace.outputs:
             raise UserError("the JAX model returns no array, so there is nothing to compare")
-        trace.notes = [*sorted(interpreter.notes), *describe_casts(interpreter.casts)]
+        trace.notes = [*sorted(interpreter.notes), *recorder.describe_casts()]
         if not self.wide:
             trace.notes.append("traced in float32, because the model insists on it; computed in float64")
         numbers = {abs(n.scalar) for n in trace.nodes if n.scalar}

@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lockstep.errors import UserError, explain, own_line
 from lockstep.outputs import labelled
 from lockstep.recorder import Operand, Recorder
-from lockstep.trace import Edit, Gradients, Rounded, Source, Trace, describe_casts
+from lockstep.trace import Edit, Gradients, Rounded, Source, Trace
 
 aten = torch.ops.aten
 WIDER = {
@@ -117,7 +117,6 @@ class Tracer(Lift):
         self.storages: dict[int, list[tuple[int, Any]]] = {}  # storage to nodes and tensors that share it
         self.modules: list[str] = []
         self.scalars: set[float] = set()
-        self.casts: set[tuple[Source, ...]] = set()  # to float32, which are computed in float64
         self.root: FrameType | None = None
 
     def add(self, tensor: torch.Tensor, operand: Operand) -> None:
@@ -156,7 +155,7 @@ class Tracer(Lift):
             return rounded
         asked = kwargs.get("dtype")
         if name == "_to_copy" and asked is torch.float32 and args[0].dtype is torch.float64:
-            self.casts.add(self.sources())
+            self.recorder.casts.add(self.sources())
         with torch._C.DisableTorchFunction():
             before = args, kwargs
             args, kwargs = self.prepare(func, args, kwargs)
@@ -415,7 +414,7 @@ class TorchModel:
             if not np.array_equal(array(tensor), kept[name], equal_nan=True):
                 trace.state[name] = recorder.keep(tracer.operand(tensor))
         trace.training = all(part.training for part in module.modules())  # a wrapper may not know its mode
-        trace.notes += describe_casts(tracer.casts)
+        trace.notes += recorder.describe_casts()
         constants = {abs(n.scalar) for n in trace.nodes if n.scalar}
         trace.scalars = sorted(tracer.scalars | constants)
         trace.given, trace.summed = self.given, self.summed

@@ -153,7 +153,7 @@ def _digest(tensors: Tensors, metadata: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
-        little_endian = tensor.astype(tensor.dtype.newbyteorder("<"))  # whatever the processor is
+        little_endian = tensor.astype(tensor.dtype.newbyteorder("<"), copy=False)  # whatever the processor is
         digest.update(little_endian.tobytes())
     return digest.hexdigest()
 

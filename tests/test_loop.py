@@ -6,26 +6,22 @@ import numpy as np
 from torch._functorch import config as partitioner
 
 from recipe.checkpoint import initial_tensors
-from recipe.networks import Network
 from recipe.plan import make_plans
 from tests.helpers import TINY, TINY_RECIPE, make_trainer
 
 
-def step_once(network: Network, digits, **changes) -> tuple[dict, dict, float]:
-    """The state before and after one step by a recipe of plain SGD, and its learning rate."""
-    recipe = dataclasses.replace(TINY_RECIPE, ema_decay=None, weight_decay=0.0, warmup=None, **changes)
-    trainer = make_trainer("torch", network, recipe, digits, "float64")
-    before = initial_tensors(network, recipe, 0, "float64")
-    before = {k: v + 0.25 if k.startswith("momentum/") else v for k, v in before.items()}
-    trainer.load(before)
-    plan = next(make_plans(network, recipe, 0, len(digits.train_images), 0, 1))
-    trainer.train(plan, lambda _: None)
-    return before, trainer.tensors(), float(plan.lr[0])
-
-
 def test_sgd_uses_the_momentum_and_the_learning_rate_that_it_was_given(digits):
     """A momentum that SGD made anew would not have the 0.25 in it; a rate that stays 0 would move nothing."""
-    before, after, lr = step_once(TINY, digits, nesterov=False, momentum=0.9)
+    recipe = dataclasses.replace(
+        TINY_RECIPE, ema_decay=None, weight_decay=0.0, warmup=None, nesterov=False, momentum=0.9
+    )
+    before = initial_tensors(TINY, recipe, 0, "float64")
+    before = {k: v + 0.25 if k.startswith("momentum/") else v for k, v in before.items()}
+    trainer = make_trainer("torch", TINY, recipe, digits, "float64")
+    trainer.load(before)
+    plan = next(make_plans(TINY, recipe, 0, len(digits.train_images), 0, 1))
+    trainer.train(plan, lambda _: None)
+    after, lr = trainer.tensors(), float(plan.lr[0])
     for name in TINY.parameters:
         gradient = after[f"momentum/{name}"] - 0.9 * before[f"momentum/{name}"]
         assert 0 < np.abs(gradient).max() < 10, name

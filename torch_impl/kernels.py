@@ -9,8 +9,6 @@ from torch.nn import functional
 # In float64 PyTorch copies the surroundings of every pixel to memory before it multiplies. Those of a few
 # images stay in the processor's cache; with a whole batch, a step takes twice as long.
 IMAGES_PER_CALL = 4
-
-
 BY_PARTS = (torch.float64,)  # types whose convolutions are done so
 
 

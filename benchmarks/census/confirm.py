@@ -85,8 +85,7 @@ def confirm(module: ModuleType, name: str, equal: bool | None) -> dict[str, Any]
         the change in `CHANGES`; ``change`` in words; ``confirmed``: whether that agrees with the verdict.
     """
     words, settings, given = CHANGES.get(name, ("", {}, {}))
-    found: dict[str, Any] = {"change": words, "changed": None, "confirmed": False}
-    found["plain"] = _apart(module, name, {}, {})
+    found: dict[str, Any] = {"change": words, "changed": None, "plain": _apart(module, name, {}, {})}
     if words:
         found["changed"] = _apart(module, name, settings, given)
     before, after = (isinstance(found[key], float) and found[key] <= EQUAL for key in ("plain", "changed"))
