@@ -141,7 +141,6 @@ def train_seed(
     return {
         "framework": trainer.framework,
         "seed": seed,
-        "device": devices.name,
         "final": accuracies[-1],
         "best": max(accuracies),
         "best_epoch": 1 + int(np.argmax(accuracies)),
@@ -222,6 +221,8 @@ def main(options: AccuracyOptions) -> None:
         "test-time augmentation (tta)"
     )
     jobs = [(seed, name) for seed in range(options.seeds) for name in frameworks]
+    if not trial:
+        what["device"] = next(iter(trainers.values()))[1].name
     rows = read_rows(file, **what) if options.publish else []
     known = {(row["seed"], row["framework"]): row for row in rows}
     rows = [known[job] for job in jobs if job in known]

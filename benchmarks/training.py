@@ -238,7 +238,10 @@ def start_all(contenders: Sequence[Contender], dataset: Dataset) -> Iterator[dic
             variables = {"TORCHINDUCTOR_CACHE_DIR": caches, "LOCKSTEP_CACHE": caches}  # JAX's is in ours
             environment = workers.environment(each.device) | variables
             make, name = (Script if each.is_script else Ours), label(each.kind, each.precision)
-            processes[each] = stack.enter_context(Worker(name, make, each, dataset, environment=environment))
+            processes[each] = Worker(name, make, each, dataset, environment=environment)
+            stack.callback(processes[each].close)
+        for process in processes.values():  # they import their libraries at the same time
+            process.wait()
         yield processes
 
 

@@ -64,6 +64,9 @@ class Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()
+
+    def wait(self) -> None:
+        """Return when the object is made; needed once, before the first call. Raises as `call`."""
         try:
             self._answer()
         except BaseException:
@@ -98,6 +101,7 @@ class Worker:
         return answer
 
     def __enter__(self) -> "Worker":
+        self.wait()
         return self
 
     def __exit__(self, *_: object) -> None:

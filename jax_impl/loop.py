@@ -15,6 +15,8 @@ from recipe.data import cache_folder
 from recipe.plan import Plan
 from recipe.recipes import PRECISIONS, Precision
 
+STEPS_PER_LOOP = 4  # on a GPU, which waits between two passes of a loop; more take longer to compile
+
 
 def configure(precision: Precision) -> None:
     """Set up JAX for the whole process, before any array is made."""
@@ -38,7 +40,8 @@ class StepLoop:
 
     def __init__(self, train_step: Callable[..., Any], images: Array, labels: Array, devices: Devices):
         def train_steps(state: State, images: Array, labels: Array, plan: Plan) -> Any:
-            return lax.scan(partial(train_step, images, labels), state, plan)
+            unroll = 1 if devices.on_cpu else STEPS_PER_LOOP
+            return lax.scan(partial(train_step, images, labels), state, plan, unroll=unroll)
 
         self.images, self.labels, self.devices = images, labels, devices
         self.steps_fn = jax.jit(devices.share_steps(train_steps), donate_argnums=0)

@@ -27,10 +27,11 @@ def configure(precision: Precision) -> None:
     # No TF32, which has ten bits. After the newer `fp32_precision`, torch.onnx.export fails in this process.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = True  # on a GPU, the fastest of cuDNN's kernels for each convolution
     recompute_masks()
     keep_freed_memory()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA's compiler but no CUDA
+    torch._logging.set_logs(dynamo=logging.ERROR)  # SGD's marks for the profiler cannot be compiled
 
 
 def recompute_masks() -> None:
