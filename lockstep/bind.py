@@ -20,7 +20,7 @@ WORDS |= {f"w{letter}": word for letter, word in WORDS.items()}
 OWN = {"weight", "kernel", "scale", "embedding", "bias", "value", "mean", "var", "running"}
 COLLECTIONS = {"params", "batch_stats", "cell"}
 OPERAND, SIZE, ORDER, BEHIND = 4.0, 0.7, 0.03, 0.3  # what counts how much: an equal operand most
-SAME = 1.0  # the same module as a weight that is bound
+SAME, SURE = 1.0, 3.0  # the same module as a weight that is bound; as one that is by its equal operand
 UPSTREAM, FEW = 2.0, 8  # of the sites that an operand comes from; how many are kept
 
 
@@ -72,7 +72,7 @@ class Binder:
         self.counts = {leaf.start: 0 for leaf in reference.leaves}  # numbers taken of each leaf
         self.result = Binding(self.numbers)
         self.last = 0  # order of the reference's site that was bound last
-        self.pairs: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()  # paths bound before
+        self.pairs: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}  # paths bound before
         self.modules: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()  # by parameters
         self.moved = False  # some weight was used before it was known where it belongs
         seen: set[tuple] = set()
@@ -206,7 +206,7 @@ class Binder:
             score = 2 * similarity(other.name, site.name) - ORDER * min(abs(other.order - self.last), 60)
             score -= BEHIND if other.order < self.last else 0.0
             score += SIZE if other.ids.size == site.ids.size else 0.0
-            score += SAME if (parts(site.name)[0], parts(other.name)[0]) in self.pairs else 0.0
+            score += self.pairs.get((parts(site.name)[0], parts(other.name)[0]), 0.0)
             node = reference.nodes[other.operand] if other.operand is not None else None
             if operand is not None and node is not None and _same_value(operand, node):
                 score += OPERAND
@@ -333,7 +333,12 @@ class Binder:
     def _bound(self, site: Site, other: Site) -> None:
         self.result.sites[site.order] = other.order
         paths = parts(site.name)[0], parts(other.name)[0]
-        self.pairs.add(paths)
+        operands = [
+            trace.nodes[s.operand] if s.operand is not None else None
+            for trace, s in ((self.port, site), (self.reference, other))
+        ]
+        equal = operands[0] is not None and operands[1] is not None and _same_value(operands[0], operands[1])
+        self.pairs[paths] = max(self.pairs.get(paths, 0.0), SURE if equal and all(paths) else SAME)
         if self.port.leaf(int(site.ids.flat[0])).trainable:
             self.modules.add(paths)
 
