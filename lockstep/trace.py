@@ -78,9 +78,12 @@ class Binding:
     names: list[tuple[str, str, str]] = field(default_factory=list)  # port's leaf, reference's, and why
     unbound: list[str] = field(default_factory=list)  # leaves of the port that keep their own numbers
 
-    def fill(self, reference: np.ndarray, own: np.ndarray | float) -> np.ndarray:
+    def fill(self, reference: np.ndarray, own: np.ndarray | float, part: slice = slice(None)) -> np.ndarray:
         """One number for each of the port's weights: the reference's where it is bound, else its own."""
-        return np.where(self.numbers >= 0, np.append(reference, 0)[self.numbers], own)
+        numbers = self.numbers[part]
+        found = np.full(numbers.shape, own, np.result_type(reference, own))
+        found[numbers >= 0] = reference[numbers[numbers >= 0]]
+        return found
 
 
 @dataclass

@@ -87,7 +87,7 @@ def main(what: str) -> None:
     if what == "passes":
         run_passes(torch_model, flax_model, images)
     else:
-        result = lockstep.compare(torch_model, flax_model, images, float32=False)
+        result = lockstep.compare(torch_model, flax_model, images)
         if not result.equal:
             sys.exit(str(result))
     seconds = time.perf_counter() - began

@@ -285,7 +285,6 @@ def test_the_command(tmp_path):
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-@pytest.mark.hours
 def test_a_resnet50_fits_into_5_gib():
     command = [sys.executable, "-m", "tests.resnet50", "compare"]
     said = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout

@@ -31,7 +31,8 @@ def configure(precision: Precision) -> None:
     recompute_masks()
     keep_freed_memory()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA's compiler but no CUDA
-    torch._logging.set_logs(dynamo=logging.ERROR)  # SGD's marks for the profiler cannot be compiled
+    # SGD's marks for the profiler cannot be compiled.
+    torch._logging.set_logs(dynamo=logging.ERROR)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def recompute_masks() -> None:
