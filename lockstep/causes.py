@@ -262,7 +262,7 @@ def _by_numbers(case: Case) -> str:
     sizes = {float(n) for i in [*behind][:40] for n in case.reference.nodes[i].shape if n > 1}
     numbers = list(dict.fromkeys([*here, *case.reference.scalars[:200]]))
     for node in _steps(case):
-        for position, literal in enumerate(node.params.get("literals", ())):
+        for position, literal in enumerate(_literals(case, node)):
             if not isinstance(literal, int | float) or isinstance(literal, bool):
                 continue
             nothing = {"add": 0.0, "sub": 0.0, "mul": 1.0, "div": 1.0, "pow": 1.0}.get(node.op)
@@ -295,6 +295,18 @@ def _by_numbers(case: Case) -> str:
                 if power != node.params["y"] and case.reproduces({}, {node.id: Edit({"y": power})}):
                     return f"the power is {node.params['y']} in the port, {power} in the reference"
     return ""
+
+
+def _literals(case: Case, node: Node) -> list[Any]:
+    """The numbers that an operation of the port takes, by operand; None: an operand that is no number."""
+    inputs = iter(node.inputs)
+    given = node.params.get("literals") or [None] * len(node.inputs)
+    found = []
+    for literal in given:
+        operand = case.port.nodes[next(inputs)] if literal is None and node.inputs else None
+        known = operand is None or operand.weighted or operand.scalar is None
+        found.append(literal if known else operand.scalar)
+    return found
 
 
 def _everywhere(case: Case, old: float, new: float) -> dict[int, Edit]:
@@ -849,7 +861,12 @@ def _ends_of(case: Case, port: bool) -> list[Array]:
     """Values behind the difference, and what convolutions take of them with their own zeros around."""
     trace, end = case.alignment.trace(port), case.j if port else case.t
     start = (case.finding.port if port else case.finding.reference) or 0
-    ways = [n for n in ways_out(trace.nodes, case.regions[port].nodes, start) if n <= end][:WAYS]
+    lines = trace.nodes[start].sources[:1]
+    ways = [
+        n
+        for n in ways_out(trace.nodes, case.regions[port].nodes, start)
+        if n <= end or (lines and trace.nodes[n].sources[:1] == lines)  # what the line computes in the end
+    ][:WAYS]
     found = [trace.values[n] for n in dict.fromkeys([*ways, end]) if n in trace.values]
     return [*(_padded(trace, trace.nodes[n]) for n in ways if "conv" in trace.nodes[n].op), *found]
 
