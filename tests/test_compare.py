@@ -68,7 +68,7 @@ def test_a_fault_is_found(fault):
 def test_every_fault_of_the_bench_is_found():
     found = [bench.find(pair, fault) for pair in bench.PAIRS for fault in bench.faults(pair)]
     assert sum(one.place for one in found) >= 109, [one[:2] for one in found if not one.place]
-    assert sum(one.cause for one in found) >= 99, [one[:2] for one in found if not one.cause]
+    assert sum(one.cause for one in found) >= 108, [one[:2] for one in found if not one.cause]
 
 
 @pytest.mark.slow
@@ -285,6 +285,7 @@ def test_the_command(tmp_path):
 
 @pytest.mark.subprocess
 @pytest.mark.slow
+@pytest.mark.hours  # for its memory
 def test_a_resnet50_fits_into_5_gib():
     command = [sys.executable, "-m", "tests.resnet50", "compare"]
     said = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
