@@ -174,6 +174,7 @@ def test_the_pictures_are_drawn():
     row = SMALL.__dict__ | {"steps": 3, "torch_jax_loss": 1e-16, "state_numbers": 10, "torch_jax_unequal": 2}
     series = {name: np.ones(3) for name in ("step", "torch", "jax")} | {"torch_jax_unequal": np.arange(3)}
     pictures = {figure.draw(row, series | {"torch_jax": np.full(3, value)}) for value in (0, 1e-16)}
-    rows = [row | {"precision": precision} for precision in ("bitwise", "float64", "float32")]
-    pictures.add(figure.draw_unequal(rows, [series] * 3))
+    rows = [row | {"precision": precision} for precision in ("float32", "float64")]
+    rows.append(row | {"precision": "bitwise", "torch_jax_unequal": 0})
+    pictures.add(figure.draw_precisions(rows, [series | {"torch_jax": np.full(3, 1e-16)}] * 3))
     assert len(pictures) == 3 and all(picture.startswith(b"\x89PNG") for picture in pictures)
