@@ -56,7 +56,7 @@ def runs_table() -> str:
         rows.append(row | {"chance": chance, "floor": floor, "tensor": largest_tensor_difference(row)})
     return make_table(
         r"run | with | precision | steps | largest \|loss difference\| | any tensor, relative "
-        r"| rms \|loss difference\| from step 20 | its noise floor, PyTorch / Flax | other predictions",
+        r"| rms \|loss difference\| after step 20 | its noise floor, PyTorch / Flax | other predictions",
         "`{network}`, {recipe} | {chance} | {precision} | {steps:,} | {torch_jax_loss:.1e} "
         "| {tensor:.1e} | {torch_jax_loss_rms:.1e} | {floor} | {torch_jax_predictions}",
         rows,

@@ -91,6 +91,6 @@ def test_the_commands_in_readme_do_what_it_says(block, tmp_path):
     )
     said = {"--precision bitwise": 2 * DIGEST_LINE, "pair.py": "different", "--max-steps": "mine.onnx"}
     (words,) = (words for command, words in said.items() if command in block)
-    shown = "".join(line for line in run.stdout.splitlines(True) if line in DIGEST_LINE) or run.stdout
+    shown = "".join(line for line in run.stdout.splitlines(True) if line == DIGEST_LINE) or run.stdout
     assert run.returncode == ("pair.py" in block), run.stderr
     assert words in shown

@@ -12,7 +12,7 @@ from recipe import run
 from recipe.checkpoint import FILE_NAME, load_checkpoint, write_atomically
 from recipe.console import UserError
 from recipe.recipes import get_recipe, learning_rates
-from recipe.run import FILES, TrainOptions, last_step, prepare
+from recipe.run import FILES, TrainOptions, check_cores, last_step, prepare
 from tests import fake
 from tests.fake import PER_EPOCH, train
 
@@ -67,7 +67,26 @@ def test_another_seed_is_another_run(tmp_path):
 def test_without_out_a_run_goes_where_its_settings_say(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train(None, max_steps=2, seed=5)
-    assert (tmp_path / "runs" / "fake-net9954-tuned-5" / FILE_NAME).exists()
+    assert (tmp_path / "runs" / "fake-net9954-tuned-5-digits" / FILE_NAME).exists()
+
+
+def test_without_precision_a_run_on_the_digits_is_bitwise(tmp_path):
+    assert load_checkpoint(train(tmp_path / "run", max_steps=1, precision=None)).config.precision == "bitwise"
+
+
+def test_a_folder_for_the_digits_is_refused(tmp_path):
+    with pytest.raises(UserError, match="leave out --data-dir"):
+        train(tmp_path / "run", data_dir=tmp_path)
+    first = train(tmp_path / "first", max_steps=1)
+    with pytest.raises(UserError, match=r"first.* was trained on the digits, .*leave out --data-dir"):
+        train(tmp_path / "again", resume=first, data_dir=tmp_path)
+
+
+def test_more_devices_than_cores_are_refused_unless_asked_for():
+    with pytest.raises(UserError, match=r"--devices 1000 on .* core.*give fewer, or --device cpu"):
+        check_cores(1000, "auto")
+    check_cores(1000, "cpu")
+    check_cores(1, "auto")
 
 
 def test_a_config_says_what_it_was_resumed_from(tmp_path):
