@@ -1,5 +1,6 @@
 """Train in both frameworks at once and compare every step: ``python -m lockstep --help``."""
 
+import textwrap
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -91,7 +92,7 @@ def main(options: LockstepOptions) -> None:
         for trainer_type, devices in pair * (2 if options.noise_floor else 1)
     ]
     console.show_line("compiling both networks, which takes a minute")
-    with show_progress(steps) as advance:
+    with show_progress(steps, compiles=True) as advance:
         losses, comparisons = run_lockstep(
             trainers,
             network,
@@ -137,7 +138,7 @@ def main(options: LockstepOptions) -> None:
     picture = record.BENCH / f"lockstep-{run}.png"
     write_atomically(picture, figure.draw(row, series))
     console.show_line(f"row and series: {path.parent}\npicture: {picture}")
-    console.show_line(verdict(row, comparisons["torch_jax"]))
+    console.show_line(textwrap.fill(verdict(row, comparisons["torch_jax"]), 80))
 
 
 def show(row: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
@@ -150,7 +151,7 @@ def show(row: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
     if row["steps"] > SETTLED:
         lines["loss_rms"] = f"its rms after step {SETTLED}"
     lines |= {kind: f"{kind}, relative" for kind in KINDS}
-    lines |= {"unequal": "numbers of the state that differ", "predictions": "predictions that differ"}
+    lines |= {"unequal": "numbers that differ", "predictions": "predictions that differ"}
     for key, words in lines.items():
         if f"torch_jax_{key}" in row:
             numbers = [row[f"{pair}_{key}"] for pair in comparisons]
@@ -158,9 +159,7 @@ def show(row: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
     console.screen.print(table)
     console.show_line("relative: norm of the difference / norm of the tensor, the largest of all tensors")
     if len(comparisons) > 1:
-        console.show_line(
-            "itself: the noise floor, started with each weight one unit in the last place higher"
-        )
+        console.show_line("itself: the noise floor, from weights one unit in the last place higher")
     if "torch_accuracy" in row:
         console.show_line("accuracy: PyTorch {torch_accuracy:.2%}, Flax {jax_accuracy:.2%}".format(**row))
     if row["torch_digest"] == row["jax_digest"]:

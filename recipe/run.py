@@ -219,7 +219,7 @@ def train(options: TrainOptions, trainer_type: type[Trainer], devices: Devices, 
         write_atomically(out / CONFIG, (json.dumps(asdict(config), indent=2) + "\n").encode())
         if options.layers:
             show_layers(network)
-        _show_start(config, dataset, state.step, last, out)
+        _show_start(network, config, dataset, state.step, last, out)
         compiled = compile_seconds = 0.0
 
         def advance(steps: int) -> None:
@@ -266,7 +266,7 @@ def prepare(
     if start:
         _check_start(start, options, str(resume))
         network, recipe, choice = start.network, start.config.recipe, start.config.data.name
-        seed, precision, split = start.config.seed, start.config.precision, start.config.split
+        seed, split = start.config.seed, start.config.split
     else:
         network, choice = get_network(options.network or "net10040"), options.dataset
         recipe = get_recipe(network.name, options.recipe or "tuned")
@@ -276,8 +276,9 @@ def prepare(
         whose = f"{resume} was trained" if start else "--dataset digits trains"
         raise UserError(f"{whose} on the digits, which need no folder; leave out --data-dir")
     dataset = data.load(choice, options.data_dir, trainer_type.read_mnist, split)
-    if not start:  # on the digits a float32 run's first epochs are noise, of another size in each framework
-        precision = options.precision or ("float32" if dataset.name == "mnist" else "bitwise")
+    # The first epochs on so few images are wild, and in float32 wild in another way in each framework.
+    usual: Precision = "float32" if dataset.name == "mnist" else "bitwise"
+    precision = start.config.precision if start else options.precision or usual
     _check_sizes(network, recipe, len(dataset.train_images), options.devices or 1)
     config = Config(
         framework=trainer_type.framework,
@@ -546,12 +547,13 @@ def what_is_kept(out: Path, resume: Path | None) -> str:
 # ------------------------------------------------------------ what a run shows
 
 
-def _show_start(config: Config, dataset: Dataset, first: int, last: int, out: Path) -> None:
+def _show_start(network: Network, config: Config, dataset: Dataset, first: int, last: int, out: Path) -> None:
     recipe = config.recipe
     per_epoch = steps_per_epoch(recipe, len(dataset.train_images))
     if dataset.note:
         console.show_notice(dataset.note)
     lines = [
+        f"{network.label} ({network.parameter_count:,} parameters)",
         f"{config.framework} on {config.device}, {dataset.name}, {recipe.name}, {config.precision}, "
         f"seed {config.seed}",
         f"{console.count(recipe.epochs, 'epoch')} of {console.count(per_epoch, 'step')} "
