@@ -1,5 +1,6 @@
 """Train in both frameworks at once and compare every step: ``python -m lockstep --help``."""
 
+import argparse
 import textwrap
 import time
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ HEADINGS = {"torch_jax": "PyTorch, Flax", "torch_torch": "PyTorch, itself", "jax
 
 
 def _steps(text: str) -> int | str:
-    return text if text == "all" else int(text)
+    if text == "all" or text.isdigit():
+        return text if text == "all" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number or all")
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def show(row: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
             numbers = [row[f"{pair}_{key}"] for pair in comparisons]
             table.add_row(words, *(f"{n:.1e}" if isinstance(n, float) else str(n) for n in numbers))
     console.screen.print(table)
-    console.show_line("relative: norm of the difference / norm of the tensor, the largest of all tensors")
+    console.show_line("relative: norm of the difference / norm of the tensor")
     if len(comparisons) > 1:
         console.show_line("itself: the noise floor, from weights one unit in the last place higher")
     if "torch_accuracy" in row:

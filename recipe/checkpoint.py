@@ -189,7 +189,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         content = read_at_most(path, MAX_BYTES)  # not mapped, since a mapped file may shrink under us
     except FileNotFoundError:
-        raise UserError(f"there is no checkpoint {path}") from None
+        raise UserError(f"there is no checkpoint {path}; give a run's folder or its {FILE_NAME}") from None
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
     header_bytes = int.from_bytes(content[:8], "little")

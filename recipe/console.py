@@ -136,6 +136,8 @@ class _Parser(argparse.ArgumentParser):
         show_line(self.format_help())
 
     def error(self, message: str) -> NoReturn:
+        for kind, meant in (("int", "a whole number"), ("float", "a number")):
+            message = re.sub(f"invalid {kind} value: (.*)", rf"\1 is not {meant}", message)
         raise UserError(f"{message}; see {self.prog} --help")
 
 
