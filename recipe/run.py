@@ -560,7 +560,7 @@ def _show_start(network: Network, config: Config, dataset: Dataset, first: int, 
         f"of {console.count(recipe.batch, 'image')} -> {out}",
     ]
     if config.precision == "float32":
-        lines.append("float32: PyTorch and Flax part after a few steps; --precision bitwise: the same bits")
+        lines.append("float32 parts PyTorch and Flax after a few steps; --precision bitwise does not")
     if first:
         lines.append(f"going on after step {first:,}")
     if last < per_epoch * recipe.epochs:
