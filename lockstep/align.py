@@ -91,6 +91,14 @@ class Alignment:
         )
 
 
+def behind_moves(nodes: list[Node], node: int | None) -> list[int]:
+    """A value, and those that it only is a rearrangement of."""
+    found = [node] if node is not None else []
+    while found and nodes[found[-1]].kind == "structure" and len(nodes[found[-1]].inputs) == 1:
+        found += nodes[found[-1]].inputs
+    return found
+
+
 def ways_out(nodes: list[Node], region: set[int], start: int) -> list[int]:
     """The values that every path from a start to the end of a region passes, in order, the start first.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lockstep.align import Alignment, Region, ancestors, ways_out
+from lockstep.align import Alignment, Region, ancestors, behind_moves, ways_out
 from lockstep.describe import FUNCTIONS, PARTS, describe, describe_indices, describe_loss
 from lockstep.settings import from_torch
 from lockstep.trace import Edit, Node, Trace
@@ -42,6 +42,7 @@ NEARBY = 24  # operations of the region that are changed
 NUMBERS = 24  # numbers of the reference's code that are tried in the place of one of the port's
 WAYS = 16  # values behind the difference that are named
 SPLITS = 12  # ways to split an axis that are tried
+STATISTICS = 4  # operations after the first in which a norm takes its statistics
 CHAIN = 12  # operations of which one may be in another place
 WORDS = {
     "add": "an added number",
@@ -54,6 +55,7 @@ WORDS = {
 BUDGET, OVERHEAD = 1e8, 1e5  # numbers that each search may compute again; a try's own cost in them
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 Array = np.ndarray
+Moved = tuple[tuple[int, ...], tuple[int, ...]]  # a shape, and an order of its axes
 
 
 @dataclass
@@ -146,6 +148,7 @@ def find_cause(
         _by_operands,
         _by_relation,
         _by_order,
+        _by_lacking,
         _by_leaving_out,
         _by_dependence,
     ):
@@ -304,8 +307,7 @@ def _literals(case: Case, node: Node) -> list[Any]:
     found = []
     for literal in given:
         operand = case.port.nodes[next(inputs)] if literal is None and node.inputs else None
-        known = operand is None or operand.weighted or operand.scalar is None
-        found.append(literal if known else operand.scalar)
+        found.append(literal if operand is None or operand.weighted else operand.scalar)
     return found
 
 
@@ -445,7 +447,7 @@ def _is_mask(value: Array | None) -> bool:
     if value is None or value.size < 2:
         return False
     return value.dtype.kind == "b" or (
-        value.dtype.kind == "f" and bool(((value == 0) | (value < -1e3)).all())
+        value.dtype.kind == "f" and bool(((value == 0) | (value < -1e3)).all()) and bool(value.any())
     )
 
 
@@ -812,7 +814,11 @@ def _known(case: Case, left: Array, reference: bool) -> str:
 
 def _by_description(case: Case) -> str:
     """Both compute something that is known of the same value: another function, axes, window or padding."""
-    ends = [_ends_of(case, port) for port in (False, True)]
+    return _described(case, False) or _described(case, True)
+
+
+def _described(case: Case, whole_line: bool) -> str:
+    ends = [_ends_of(case, port, whole_line) for port in (False, True)]
     numbers = [n for trace in (case.reference, case.port) for n in trace.scalars if 0 < n < 0.1]
     for t, j in _pairs(case):
         x, y = case.reference.values.get(t), case.port.values.get(j)
@@ -854,18 +860,23 @@ def _pairs(case: Case) -> list[tuple[int, int]]:
         size = math.prod(case.reference.nodes[t].shape)
         same = [j for j in case.alignment.partners(False, t) if j in behind and j != case.j]
         found += [(t, j) for j in same if math.prod(case.port.nodes[j].shape) == size][-1:]
-    return list(dict.fromkeys(found))[:6]
+    for t, j in list(found):  # before one side split an axis, as into groups
+        mine, theirs = case.reference.nodes, case.port.nodes
+        ways = itertools.product(behind_moves(mine, t), behind_moves(theirs, j))
+        fits = [pair for pair in ways if sorted(mine[pair[0]].shape) == sorted(theirs[pair[1]].shape)]
+        found += [pair for pair in fits if pair != (t, j)][:1]
+    return list(dict.fromkeys(found))[:8]
 
 
-def _ends_of(case: Case, port: bool) -> list[Array]:
+def _ends_of(case: Case, port: bool, whole_line: bool) -> list[Array]:
     """Values behind the difference, and what convolutions take of them with their own zeros around."""
     trace, end = case.alignment.trace(port), case.j if port else case.t
     start = (case.finding.port if port else case.finding.reference) or 0
-    lines = trace.nodes[start].sources[:1]
+    line = trace.nodes[start].sources[:1] if whole_line else ()
     ways = [
         n
         for n in ways_out(trace.nodes, case.regions[port].nodes, start)
-        if n <= end or (lines and trace.nodes[n].sources[:1] == lines)  # what the line computes in the end
+        if n <= end or (line and trace.nodes[n].sources[:1] == line)
     ][:WAYS]
     found = [trace.values[n] for n in dict.fromkeys([*ways, end]) if n in trace.values]
     return [*(_padded(trace, trace.nodes[n]) for n in ways if "conv" in trace.nodes[n].op), *found]
@@ -929,18 +940,42 @@ def _by_dependence(case: Case) -> str:
         if mine and not theirs:
             return f"the port does not use the input {name}, the reference does"
     leaves = []
-    for port, end in ((False, case.t), (True, case.j)):
-        trace, region = case.alignment.trace(port), case.regions[port].nodes
-        inside = ancestors(trace.nodes, end) & region
+    for port, start in ((False, case.finding.reference), (True, case.finding.port)):
+        trace = case.alignment.trace(port)
+        first = [start or 0, *ways_out(trace.nodes, case.regions[port].nodes, start or 0)[:STATISTICS]]
         tables = ancestors(
-            trace.nodes, *(i for n in inside for i in trace.nodes[n].inputs if trace.nodes[i].image)
+            trace.nodes, *(i for n in first for i in trace.nodes[n].inputs if trace.nodes[i].image)
         )
-        names = [leaf.name for leaf in trace.leaves if leaf.node in tables and not leaf.trainable]
-        leaves.append([name for name in names if re.search("mean|var", name)])
+        some = [x for x in trace.leaves if x.node in tables and not x.trainable]
+        leaves.append([x.name for x in some if re.search("mean|var", x.name)])
     if bool(leaves[0]) != bool(leaves[1]):
         side, shown = ("reference", leaves[0]) if leaves[0] else ("port", leaves[1])
         return f"only the {side} uses the running statistics {', '.join(shown[:2])}"
     return ""
+
+
+def _by_lacking(case: Case) -> str:
+    """The port has no weight for some of the reference's: all outputs are equal if those are zero."""
+    comparison, reference = case.comparison, case.reference
+    bound = np.zeros(reference.weights.size, bool)
+    bound[comparison.binding.numbers[comparison.binding.numbers >= 0]] = True
+    lacking = np.zeros(reference.weights.size, bool)
+    words = []
+    for leaf in reference.leaves:
+        missing = np.flatnonzero(
+            ~bound[leaf.start : leaf.stop] & (reference.weights[leaf.start : leaf.stop] != 0)
+        )
+        if missing.size and leaf.trainable:
+            lacking[leaf.start + missing] = True
+            part = "" if missing.size == leaf.stop - leaf.start else f"{missing.size} numbers of "
+            words.append(part + leaf.name)
+    if not words or comparison.replaced or reference.partial:
+        return ""
+    made = comparison.models[0].trace(None, np.where(lacking, 0, reference.weights))
+    for _, t, j in comparison.pairs:
+        if same_order(made.values[t], case.port.values[j], NEAR) is None:
+            return ""
+    return f"the port has no weight for {', '.join(words[:3])}; equal if they are zero in the reference"
 
 
 # --- the order of numbers ---
@@ -948,7 +983,11 @@ def _by_dependence(case: Case) -> str:
 
 def _by_order(case: Case) -> str:
     """The port's numbers are the reference's in another order: which one."""
-    pairs = [(case.finding.reference or 0, case.finding.port or 0), (case.t, case.j)]
+    start = case.finding.reference or 0
+    pairs = [(start, case.finding.port or 0), (case.t, case.j)]
+    if case.finding.kind == "order":
+        taken = [i for i in case.reference.nodes[start].inputs if not case.reference.nodes[i].image]
+        pairs += [(i, case.finding.port or 0) for i in taken]
     for t, j in pairs:
         a, b = case.reference.values.get(t), case.port.values.get(j)
         if a is None or b is None or a.size != b.size or a.size > 2**18 or a.dtype.kind not in "fc":
@@ -960,29 +999,51 @@ def _by_order(case: Case) -> str:
                     return words
         for k in [k for k, _ in _pairs(case)] + list(case.reference.nodes[t].inputs):
             x = case.reference.values.get(k)
-            mine, theirs = (_arrangement(x, v) if x is not None else "" for v in (a, b))
+            mine, theirs = (_arrangement(x, v) if x is not None else None for v in (a, b))
             if mine and theirs and mine != theirs:
-                return f"the reference takes {mine}, the port {theirs}"
+                return _as_words(mine, theirs)
+    return _by_split(case, start) if case.finding.kind == "order" else ""
+
+
+def _as_words(mine: Moved, theirs: Moved) -> str:
+    shown = [f"{shape} in the order of axes {order}" for shape, order in (mine, theirs)]
+    return f"the reference takes {shown[0]}, the port {shown[1]}"
+
+
+def _by_split(case: Case, start: int) -> str:
+    """An axis is split in another way, as into another number of heads."""
+    for k, j in case.finding.before:
+        end = start
+        while after := [n.id for n in case.reference.nodes if end in n.inputs and n.kind == "structure"]:
+            end = after[0]
+        x, a, b = case.reference.values.get(k), case.reference.values.get(end), case.port.values.get(j)
+        if x is None or a is None or b is None:
+            continue
+        mine, theirs = _arrangement(x, a), _arrangement(x, b)
+        if mine and theirs and np.squeeze(x).ndim < len(mine[0]) == len(theirs[0]) and mine[0] != theirs[0]:
+            return _as_words(mine, theirs)
     return ""
 
 
-def _arrangement(x: Array, y: Array) -> str:
-    """With which axes, split and moved, one array is another; empty if it is not."""
+def _arrangement(x: Array, y: Array) -> Moved | None:
+    """Into which shape, and then order of axes, an array must be brought to be another; None: into none."""
     x, y = np.squeeze(x), np.squeeze(y)
     if x.size != y.size or not 1 < x.ndim <= 5:
-        return ""
+        return None
     shapes = [x.shape]
     for axis, n in enumerate(x.shape):
         twos = [(p, n // p) for p in range(2, n) if n % p == 0]
         threes = [(p, q, m // q) for p, m in twos for q in range(2, m) if m % q == 0]
         shapes += [(*x.shape[:axis], *some, *x.shape[axis + 1 :]) for some in (*twos, *threes)[:SPLITS]]
-    few = y.ravel()[:9]
+    few, found = y.ravel()[:9], []
     for shape in shapes:
         for order in itertools.permutations(range(len(shape))) if len(shape) <= 6 else ():
             moved = x.reshape(shape).transpose(order)
             if distance(moved.flat[:9], few) <= NEAR and distance(moved.ravel(), y.ravel()) <= NEAR:
-                return f"{shape} in the order of axes {order}"
-    return ""
+                if moved.shape == y.shape:
+                    return shape, order
+                found.append((shape, order))
+    return found[0] if found else None
 
 
 def _slices(x: Array, y: Array, axis: int) -> str:

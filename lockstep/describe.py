@@ -326,6 +326,9 @@ def _buckets(relative: Array, bidirectional: bool, buckets: int, far: int) -> Ar
     return first + np.where(relative < exact, relative, np.minimum(exact + large.astype(int), buckets - 1))
 
 
+UNSCALED = " without softmax, as if the outputs were probabilities"
+
+
 def describe_loss(value: float, x: Array, labels: Array, numbers: Iterable[float]) -> str:
     """What a loss is of logits (the classes along any axis) or of predictions; empty if not known."""
     if labels.dtype.kind == "f":
@@ -340,8 +343,14 @@ def describe_loss(value: float, x: Array, labels: Array, numbers: Iterable[float
         return _averaged(value, terms, x.shape[0])
     terms = []
     axes = [a for a in range(x.ndim) if x.shape[:a] + x.shape[a + 1 :] == labels.shape]
-    for axis, again in itertools.product(axes, ("", " after another softmax, of probabilities")):
-        logs = np.moveaxis(special.log_softmax(special.softmax(x, axis) if again else x, axis), axis, -1)
+    for axis, again in itertools.product(axes, ("", " after another softmax, of probabilities", UNSCALED)):
+        with np.errstate(all="ignore"):  # the logarithm of what is no probability
+            logs = (
+                np.log(x)
+                if again == UNSCALED
+                else special.log_softmax(special.softmax(x, axis) if again else x, axis)
+            )
+        logs = np.moveaxis(logs, axis, -1)
         inside = (labels >= 0) & (labels < logs.shape[-1])
         picked = -np.take_along_axis(logs, np.where(inside, labels, 0)[..., None], -1)[..., 0]
         for smooth in dict.fromkeys([0.0, *(n for n in numbers if 0 < n < 0.5), 0.1]):
@@ -362,6 +371,6 @@ def _averaged(value: float, terms: list[tuple[str, Array, Array]], first: int) -
             ("the sum", 1),
             (f"the sum divided by the {first} examples", first),
         ):
-            if n and abs(total / n - value) <= EXACT * abs(value):
+            if n and (abs(total / n - value) <= EXACT * abs(value) or (np.isnan(total) and np.isnan(value))):
                 return f"{name} of {words}"
     return ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lockstep.align import Alignment, Region, ancestors, ways_out
+from lockstep.align import Alignment, Region, ancestors, behind_moves, ways_out
 from lockstep.bind import ROLES
 from lockstep.trace import Node, Trace
 from lockstep.values import EXACT, NEAR, as_numbers, fingerprint, permutations, same_order, shrink
@@ -100,8 +100,8 @@ def _repair(
         pair
         for mine, theirs in pairs
         for pair in itertools.product(
-            _moved(reference.nodes, reference.sites[theirs].operand),
-            _moved(port.nodes, port.sites[mine].operand),
+            behind_moves(reference.nodes, reference.sites[theirs].operand),
+            behind_moves(port.nodes, port.sites[mine].operand),
         )
     }
     for t, j, value in _candidates(reference, port, regions, bound, outputs, _orders(alignment, regions[1])):
@@ -143,14 +143,6 @@ def _contracted(trace: Trace, region: set[int]) -> dict[int, set[int]]:
     for n in sorted(region):
         found[n] = set().union(*(found.get(i, set()) for i in trace.nodes[n].inputs))
         found[n] |= {made[n]} if n in made else set()
-    return found
-
-
-def _moved(nodes: list[Node], node: int | None) -> list[int]:
-    """A value, and those that it only is a rearrangement of."""
-    found = [node] if node is not None else []
-    while found and nodes[found[-1]].kind == "structure" and len(nodes[found[-1]].inputs) == 1:
-        found += nodes[found[-1]].inputs
     return found
 
 
@@ -231,7 +223,7 @@ def _candidates(
     found: dict[tuple[int, int], tuple[float, np.ndarray]] = {}
     inside = [region.nodes for region in regions]
     last = [
-        {i: n for n, pair in enumerate(outputs) for i in _moved(nodes, pair[side])}
+        {i: n for n, pair in enumerate(outputs) for i in behind_moves(nodes, pair[side])}
         for side, nodes in enumerate((reference.nodes, port.nodes))
     ]
     passed = [
@@ -249,6 +241,8 @@ def _candidates(
                         continue  # not behind the same weights
                     if last[0].get(t) != last[1].get(j):
                         continue  # not of the same output
+                    if (reference.nodes[t].scalar is None) != (port.nodes[j].scalar is None):
+                        continue  # one repeated number, such as a first state, and a value that is computed
                     fitted = _fitted(reference.values.get(t), port.values.get(j), orders)
                     if fitted is not None:
                         lacks = t not in inside[0] or j not in inside[1]

@@ -37,6 +37,7 @@ LIBRARIES = tuple(
     SITE + name + "/"
     for name in ("jax", "jaxlib", "flax", "equinox", "optax", "chex", "einops", "jaxtyping", "haiku")
 )
+NARROWER = {np.dtype(np.float64): np.dtype(np.float32), np.dtype(np.complex128): np.dtype(np.complex64)}
 JAX = (SITE + "jax/", SITE + "jaxlib/")
 HERE = str(Path(__file__).parent) + "/"
 PACKAGES = ("jax", "flax", "equinox", "numpy")
@@ -482,13 +483,14 @@ class JaxModel:
         self.wide = True
         with jax.enable_x64(True), _on_cpu():
             self.dynamic = jax.tree.map(_as_jax, dynamic)
-            self.leaves = [x if is_key(x) else _as_jax(np.asarray(x)) for x in self.adapter.leaves]
+            self.leaves = [x if is_key(x) else _shape_of(x, WIDER) for x in self.adapter.leaves]
             try:
                 self.closed, self.shape = self._jaxpr()
             except TypeError as error:
                 try:  # what asks for float32 by name cannot be traced in float64
                     self.wide = False
-                    self.dynamic, self.leaves = jax.tree.map(_narrow, (self.dynamic, self.leaves))
+                    self.dynamic = jax.tree.map(_narrow, self.dynamic)
+                    self.leaves = [x if is_key(x) else _shape_of(x, NARROWER) for x in self.leaves]
                     self.closed, self.shape = self._jaxpr()
                 except Exception:
                     raise error from None
@@ -526,7 +528,7 @@ class JaxModel:
         adapter = self.adapter
         arrays = {
             n: x if is_key(x) else widen(np.asarray(x))
-            for n, x in zip(adapter.names, self.leaves, strict=True)
+            for n, x in zip(adapter.names, adapter.leaves, strict=True)
         }
         with jax.enable_x64(True), _on_cpu():
             made = iter(
@@ -636,14 +638,12 @@ class JaxModel:
             given = {n: trace.values[n] for n in fixed}
             # Compiled once, because each operation by itself takes longer to compile than to run.
             loss, grads = jax.jit(jax.value_and_grad(objective))(real, given)
-        plain = self.adapter.plain
-        found = [
-            np.asarray(g).ravel().conj()
-            if leaf.trainable or leaf.name in plain
-            else np.full(np.size(g), np.nan)
-            for leaf, g in zip(trace.leaves, grads, strict=True)
-        ]
-        return Gradients(float(loss), np.concatenate(found) if found else np.zeros(0))
+        found = np.full(weights.shape, np.nan, weights.dtype)
+        for leaf in reversed(trace.leaves):
+            grad = grads.pop()
+            if leaf.trainable or leaf.name in self.adapter.plain:
+                found[leaf.start : leaf.stop] = np.asarray(grad).ravel().conj()
+        return Gradients(float(loss), found)
 
     def rounded(self, weights: np.ndarray) -> Rounded:
         """See `Model.rounded`; without the noise floor, which is the reference's."""
@@ -656,7 +656,7 @@ class JaxModel:
 
     def _leaves(self, weights: np.ndarray) -> list[Any]:
         at, found = 0, []
-        for x in self.leaves:
+        for x in self.adapter.leaves:
             if not is_key(x) and jnp.issubdtype(x.dtype, jnp.inexact):
                 numbers = weights[at : at + x.size].reshape(x.shape)
                 at += x.size
@@ -707,8 +707,13 @@ def _as_jax(x: Any) -> Any:
 
 
 def _narrow(x: Any) -> Any:
-    narrower = {np.dtype(np.float64): jnp.float32, np.dtype(np.complex128): jnp.complex64}
-    return x if is_key(x) else jnp.asarray(x, narrower.get(np.dtype(x.dtype), x.dtype))
+    return x if is_key(x) else jnp.asarray(x, NARROWER.get(np.dtype(x.dtype), x.dtype))
+
+
+def _shape_of(x: Any, types: Mapping[Any, Any]) -> jax.ShapeDtypeStruct:
+    """What a jaxpr is made of: the numbers themselves would be a copy of all weights."""
+    dtype = np.dtype(x.dtype)
+    return jax.ShapeDtypeStruct(np.shape(x), types.get(dtype, dtype))
 
 
 def _versions() -> dict[str, str]:

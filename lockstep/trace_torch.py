@@ -455,14 +455,15 @@ class TorchModel:
                 loss = sum((t.real for t in terms), torch.zeros(()))
             if loss.requires_grad:
                 loss.backward()
-        found = []
+        found, at = np.full(weights.shape, np.nan, weights.dtype), 0
         for _name, tensor in _tensors(module):
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 continue
-            missing = 0.0 if tensor.requires_grad else np.nan
-            grad = np.full(tensor.shape, missing) if tensor.grad is None else array(tensor.grad)
-            found.append(grad.ravel())
-        return Gradients(float(loss.detach()), np.concatenate(found) if found else np.zeros(0))
+            part, at = slice(at, at + tensor.numel()), at + tensor.numel()
+            if tensor.requires_grad:
+                found[part] = 0.0 if tensor.grad is None else array(tensor.grad).ravel()
+                tensor.grad = None
+        return Gradients(float(loss.detach()), found)
 
     def rounded(self, weights: np.ndarray) -> Rounded:
         """See `Model.rounded`."""

@@ -88,7 +88,7 @@ def options(fault=""):
 ROW = f"(steps 1 to {STEPS})"
 FAULTS = {
     "summed_loss": Fault("(loss)", "the mean over 8 .* the sum"),
-    "probabilities": Fault("(loss)", "another softmax"),
+    "probabilities": Fault("(loss)", "without softmax, as if the outputs were probabilities"),
     "smoothed_labels": Fault("(loss)", "smooth"),
     "default_decay": Fault(ROW, "weight decay is 0.0001, the reference's 0.02"),
     "no_decay": Fault(ROW, "weight decay is 0, the reference's 0.02"),
