@@ -425,7 +425,7 @@ def claim() -> str:
         "batch", "machine", measure="steps", recipe="reference", precision="float32", device="cpu"
     )
     slowest = min(row["speedup"] for row in steps if row["speedup"])
-    return f"a training step is at least {slowest:.1f} times as fast as a hand-written script's, in either framework"
+    return f"a step is at least {slowest:.1f} times as fast as a hand-written script's, in either framework"
 
 
 def gpu_claim() -> str:

@@ -105,7 +105,7 @@ def test_auto_falls_back_to_the_digits_and_says_so(tmp_path, monkeypatch, capsys
     monkeypatch.delenv("MNIST_DIR", raising=False)
     monkeypatch.setenv("LOCKSTEP_CACHE", str(tmp_path / "cache"))
     path = train(tmp_path / "run", dataset="auto", max_steps=2)
-    note = "MNIST is not cached and cannot be downloaded (there is none), so this trains on scikit-learn's digits"
+    note = "MNIST is not cached and cannot be downloaded (there is none), so this trains on scikit-learn's"
     assert capsys.readouterr().out.count(note) == 1
     config = load_checkpoint(path).config
     assert (config.data.name, note in (config.data_note or "")) == ("digits", True)
