@@ -1,5 +1,5 @@
 """How fast and how accurate: one short program for each table, and the tables of the pages."""
 
-from recipe import end_quietly_on_signals
+from recipe import start_program
 
-end_quietly_on_signals()
+start_program()

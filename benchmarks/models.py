@@ -118,5 +118,11 @@ def models_table() -> str:
     )
 
 
+def claim() -> str:
+    """README's line on the page in demo/."""
+    size = (MODELS / "net9954-torch" / "model.onnx").stat().st_size / 1e3
+    return f"draw a digit, and both networks read it in the browser, each from {size:.0f} kB"
+
+
 if __name__ == "__main__":
     run_command(ModelsOptions, main, "python -m benchmarks.models")

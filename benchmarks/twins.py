@@ -10,7 +10,7 @@ from rich.text import Text
 from benchmarks.record import RESULTS
 
 FILE = "train.py"
-FIRST = "def normalise"  # what is above is imports
+FIRST, LAST = "def normalise", "def train_step"  # what the picture shows
 
 
 def shared_lines(ours: list[str], theirs: list[str]) -> list[tuple[int, int]]:
@@ -35,7 +35,7 @@ def shared_lines(ours: list[str], theirs: list[str]) -> list[tuple[int, int]]:
 def draw_twins() -> bytes:
     """The picture, SVG: lines that both have in grey, the others in colour and side by side."""
     programs = [(RESULTS.parent / f"{name}_impl" / FILE).read_text() for name in ("torch", "jax")]
-    ours, theirs = (text[text.index(FIRST) :].splitlines() for text in programs)
+    ours, theirs = (text[text.index(FIRST) : text.index(LAST)].rstrip().splitlines() for text in programs)
     table = Table.grid(padding=(0, 2))
     table.add_row(Text(f"torch_impl/{FILE}", "bold"), Text(f"jax_impl/{FILE}", "bold"))
     ends = [(-1, -1), *shared_lines(ours, theirs), (len(ours), len(theirs))]
@@ -43,7 +43,8 @@ def draw_twins() -> bytes:
         for left, right in zip_longest(ours[i + 1 : next_i], theirs[j + 1 : next_j], fillvalue=""):
             table.add_row(Text(left, "orange3"), Text(right, "cornflower_blue"))
         for line in ours[next_i : next_i + 1]:  # none after the last
-            table.add_row(Text(line, "bright_black"), Text(line, "bright_black"))
-    console = Console(record=True, width=230, file=StringIO())
+            table.add_row(Text(line, "grey70"), Text(line, "grey70"))
+    width = sum(max(map(len, lines)) for lines in (ours, theirs)) + 2
+    console = Console(record=True, width=width, file=StringIO())
     console.print(table)
-    return console.export_svg(title="The two training programs").encode()
+    return console.export_svg(title="The beginning of both training programs").encode()

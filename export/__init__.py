@@ -1,5 +1,5 @@
 """From a checkpoint to a verified ONNX file: ``python -m export --help``."""
 
-from recipe import end_quietly_on_signals
+from recipe import start_program
 
-end_quietly_on_signals()
+start_program()

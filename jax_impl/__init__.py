@@ -1,5 +1,5 @@
 """The networks and their training loop in Flax NNX; the twin of ``torch_impl``."""
 
-from recipe import end_quietly_on_signals
+from recipe import start_program
 
-end_quietly_on_signals()
+start_program()

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from recipe.console import UserError, check_range, reason
 from recipe.plan import Plan
 from recipe.provenance import count_cores
-from recipe.run import MAX_DEVICES, Trainer, TrainOptions, train
+from recipe.run import MAX_DEVICES, Trainer, TrainOptions, check_cores, train
 
 AXIS = "devices"
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long is lost
@@ -139,6 +139,8 @@ def run(options: TrainOptions, trainer_type: type[Trainer]) -> None:
         jax.config.update("jax_num_cpu_devices", count)
     try:
         devices = select_devices(options.device, count)
+        if not several and devices.on_cpu:
+            check_cores(count, options.device)
         train(options, trainer_type, devices, report=not several or jax.process_index() == 0)
     except (UserError, KeyboardInterrupt) as error:
         if several:

@@ -1,7 +1,9 @@
 """What surrounds a step in JAX: settings, the compiler, and the loop over a plan."""
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,11 @@ def configure(precision: Precision) -> None:
     """Set up JAX for the whole process, before any array is made."""
     jax.config.update("jax_enable_x64", PRECISIONS[precision].dtype == "float64")
     jax.config.update("jax_default_matmul_precision", "highest")  # not TF32, which has ten bits
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
+    folder = cache_folder() / "jax"
+    with suppress(OSError):  # without it, JAX would warn of each function that it compiles
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

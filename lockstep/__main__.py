@@ -11,7 +11,10 @@ def main(words: list[str]) -> None:
     if own or (words and not words[0].startswith("-")):
         sys.exit(pair.main(words))
 
-    from lockstep import twins  # here: it needs the rest of the project
+    try:
+        from lockstep import twins  # here: it needs the rest of the project
+    except ModuleNotFoundError as error:
+        sys.exit(pair.refuse(f"{error.name} is not installed; pip install -e '.[all]' in the checkout"))
 
     twins.run()
 

@@ -16,6 +16,8 @@ BINS = 200  # of a long run; a shorter one shows every step
 SERIES_FILE = "lockstep.npz"  # holds the series of every run, each array as RUN/NAME
 
 PALE, BRIGHT, DARK = "#9ecae1", "#d95f02", "#222222"
+COLORS = {"float32": BRIGHT, "float64": "#3182bd", "bitwise": DARK}
+ZERO = 1e-18  # where a logarithmic axis shows zero
 
 Series = dict[str, np.ndarray]
 
@@ -115,20 +117,35 @@ def draw(row: dict[str, Any], series: Series) -> bytes:
     return console.encode_png(figure)
 
 
-def draw_unequal(rows: Sequence[dict[str, Any]], all_series: Sequence[Series]) -> bytes:
-    """Both loss curves of the first run, and how much of the state differs in each run, as PNG bytes.
+def draw_precisions(rows: Sequence[dict[str, Any]], all_series: Sequence[Series]) -> bytes:
+    """Both loss curves of the last run, and how far the frameworks are apart in each, as PNG bytes.
+
+    A run whose state never differs has its line at zero, below the logarithmic axis.
 
     Args:
-        rows: the runs' lines in lockstep.jsonl, of one network and recipe in several precisions.
+        rows: the runs' lines in lockstep.jsonl, of one network and recipe. A short run, whose bins are finer,
+            is drawn in place of the beginning of the next.
         all_series: of the same runs.
     """
-    first = rows[0]
-    figure, below = _draw_losses(first, all_series[0])
-    for row, series, color in zip(rows, all_series, (DARK, PALE, BRIGHT), strict=True):
-        unequal = 100 * series["torch_jax_unequal"] / row["state_numbers"]
-        label = f"{row['precision']}: at most {row['torch_jax_unequal']:,}"
-        below.plot(series["step"], unequal, lw=2.5 if color == DARK else 1.5, color=color, label=label)
-    below.set(xlabel="step", ylim=(-5, 130), yticks=[0, 50, 100])
-    below.set_ylabel(f"% of the state's {first['state_numbers']:,} numbers\nthat differ")
-    below.legend(loc="upper right", ncols=len(rows), fontsize="small")
+    figure, below = _draw_losses(rows[-1], all_series[-1])
+    drawn: dict[str, int] = {}  # by precision, the last step so far
+    for row, series in zip(rows, all_series, strict=True):
+        width, precision = bin_width(row["steps"]), row["precision"]
+        color, edges = COLORS[precision], np.arange(len(series["step"]) + 1) * width
+        edges = np.clip(edges, max(drawn.get(precision, 0), 1), row["steps"])
+        drawn[precision] = row["steps"]
+        if row.get("torch_jax_unequal") == 0:
+            below.plot(edges, np.full(len(edges), ZERO), lw=3, color=color)
+            words, height = f"0 of the state's {row['state_numbers']:,} numbers differ", ZERO
+        else:
+            values = np.where(series["torch_jax"] > 0, series["torch_jax"], np.nan)
+            below.stairs(values, edges, baseline=None, lw=1.5, color=color)
+            words, height = f"losses differ by at most {row['torch_jax_loss']:.1e}", np.nanmax(values)
+        if row["steps"] == rows[-1]["steps"]:
+            below.text(edges[-1], 3 * height, f"{precision}: {words}", ha="right", color=color)
+    powers = range(-16, 1, 4)
+    below.set(xlabel="step", xscale="log", yscale="log", ylim=(ZERO / 5, 20))
+    below.set_yticks([ZERO, *(10.0**power for power in powers)], ["0", *(f"1e{p}" for p in powers)])
+    widths = [bin_width(row["steps"]) for row in rows]
+    below.set_ylabel(f"|loss difference|,\nlargest of {min(widths)} to {max(widths)} steps")
     return console.encode_png(figure)

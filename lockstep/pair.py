@@ -3,11 +3,12 @@
 import argparse
 import difflib
 import importlib.util
+import os
 import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from lockstep.errors import UserError
 
@@ -18,10 +19,16 @@ NAMES = {  # what a file may define: its name here, and that of the time when on
 }  # fmt: skip
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m lockstep",
+        allow_abbrev=False,
         description="Compare a model with its port, operation by operation, in float64. The file defines "
         "reference(), port() and inputs(rng); docs/porting.md says what else it may define. "
         "Exit code 0: equal, 1: different, 2: an error.",
@@ -44,8 +51,13 @@ def main(words: list[str]) -> int:
     try:
         return record(words[1:]) if words[:1] == ["record"] else compare(words)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(str(error))
+
+
+def refuse(message: str) -> int:
+    """Print the one line that a mistake ends with; returns the exit code."""
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 def compare(words: list[str]) -> int:
@@ -59,8 +71,8 @@ def compare(words: list[str]) -> int:
     options = make_parser().parse_args(words)
     if options.steps < 1 or options.seed < 0:
         raise UserError("--steps must be at least 1 and --seed at least 0")
-    if options.json and not options.json.resolve().parent.is_dir():
-        raise UserError(f"--json: there is no folder {options.json.parent}")
+    if options.json:
+        _check_destination("--json", options.json)
     module = load(options.file)
     needed = ("port", "inputs") if options.reference else ("reference", "port", "inputs")
     _check(module, options.file, needed)
@@ -89,6 +101,7 @@ def compare(words: list[str]) -> int:
     print(result)
     if options.json:
         options.json.write_text(result.to_json() + "\n")
+        print(f"wrote {options.json}", file=sys.stderr)
     return 0 if result.equal else 1
 
 
@@ -98,12 +111,13 @@ def record(words: list[str]) -> int:
     Raises:
         UserError: the file cannot be used or written.
     """
-    parser = argparse.ArgumentParser(prog="python -m lockstep record")
+    parser = _Parser(prog="python -m lockstep record", allow_abbrev=False)
     parser.add_argument("file", type=Path)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="e.g. reference.safetensors")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of rng (0)")
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="training steps to record (10)")
     options = parser.parse_args(words)
+    _check_destination("--out", options.out)
     module = load(options.file)
     _check(module, options.file, ("reference", "inputs"))
     from lockstep.comparison import as_inputs, make_model
@@ -115,6 +129,15 @@ def record(words: list[str]) -> int:
     write(options.out, run(model, inputs, find(module, "reference_optimizer"), options.steps))
     print(f"wrote {options.out}")
     return 0
+
+
+def _check_destination(option: str, path: Path) -> None:
+    """Refuse a file that cannot be written, before the work and not after it."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {folder}; make it first")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise UserError(f"{option} {path}: it cannot be written; name a file in a folder of yours")
 
 
 def _say(text: str) -> None:
@@ -176,7 +199,7 @@ def load(path: Path) -> ModuleType:
         )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no Python file; give one whose name ends in .py")
+        raise UserError(f"{path}: the name of a Python file ends in .py; give such a file")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
     sys.path.insert(0, str(path.resolve().parent))

@@ -19,6 +19,8 @@ from recipe.run import Trainer
 
 KINDS = ("gradient", "parameter", "momentum", "statistic", "average")
 PAIRS = {"torch_jax": (0, 1), "torch_torch": (0, 2), "jax_jax": (1, 3)}  # positions among the trainers
+LOSS_BOUND, TENSOR_BOUND = 1e-10, 1e-9  # of float64, absolute and relative to the norm: docs/lockstep.md
+NOISE_FACTOR = 10  # of float32: how many times the noise floor two frameworks may be apart
 SETTLED = 20  # steps after which float32 runs are as far apart as they get; before, all are still together
 
 
@@ -168,6 +170,42 @@ def summarise(comparisons: dict[str, Comparison]) -> dict[str, Any]:
         numbers[f"{pair}_unequal"] = max(comparison.unequal)
         numbers[f"{pair}_predictions"] = comparison.predictions
     return numbers
+
+
+def verdict(row: dict[str, Any], comparison: Comparison) -> str:
+    """Whether the two frameworks took the same run, by the bounds of the run's precision, in one line.
+
+    Args:
+        row: what `summarise` returns, with the run's ``precision``, ``steps`` and ``state_numbers``.
+        comparison: of PyTorch with Flax.
+    """
+    steps, loss = f"all {row['steps']:,} steps", np.array(comparison.loss)
+    if row["precision"] == "bitwise":
+        if not any(comparison.unequal):
+            return f"same run: the state is the same, bit for bit, after each of {row['steps']:,} steps"
+        step = 1 + int(np.flatnonzero(comparison.unequal)[0])
+        count = comparison.unequal[step - 1]
+        return f"not the same run: after step {step}, {count:,} of {row['state_numbers']:,} numbers differ"
+    if row["precision"] == "float64":
+        if not loss.max() <= LOSS_BOUND:
+            step = 1 + int(np.flatnonzero(~(loss <= LOSS_BOUND))[0])
+            apart = f"by {loss[step - 1]:.1e}, bound {LOSS_BOUND:g}"
+            return f"not the same run: the losses part at step {step}, {apart}"
+        difference, name = max(comparison.largest.values())
+        if not difference <= TENSOR_BOUND:
+            return f"not the same run: {name} differs by {difference:.1e} of its norm, bound {TENSOR_BOUND:g}"
+        return (
+            f"same run: all losses within {loss.max():.1e}, bound {LOSS_BOUND:g}, "
+            f"all tensors within {difference:.1e}, bound {TENSOR_BOUND:g}"
+        )
+    parted = np.flatnonzero(loss > np.finfo(np.float32).eps * 10)
+    start = f"the losses part at step {1 + parted[0]}" if len(parted) else f"the losses agree over {steps}"
+    floors = [row[key] for pair in ("torch_torch", "jax_jax") if (key := f"{pair}_loss_rms") in row]
+    if not floors:
+        return f"float32: {start}; rounding does that too, so judge by float64 or by the noise floor"
+    ratio = row["torch_jax_loss_rms"] / max(floors) if max(floors) else 0.0
+    what = "as rounding does" if ratio <= NOISE_FACTOR else "more than rounding does"
+    return f"float32: {start}, {what}: {ratio:.1f} times the noise floor, bound {NOISE_FACTOR}"
 
 
 def largest_tensor_difference(numbers: dict[str, Any], pair: str = "torch_jax") -> float:

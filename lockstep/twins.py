@@ -1,5 +1,7 @@
 """Train in both frameworks at once and compare every step: ``python -m lockstep --help``."""
 
+import argparse
+import textwrap
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,8 +9,9 @@ from typing import Any, Literal
 from rich.table import Table
 
 from benchmarks import record
+from benchmarks.progress import show_progress
 from lockstep import figure
-from lockstep.runs import KINDS, Comparison, run_lockstep, summarise, turn_everything_on
+from lockstep.runs import KINDS, SETTLED, Comparison, run_lockstep, summarise, turn_everything_on, verdict
 from recipe import console, data
 from recipe.checkpoint import state_digest, write_atomically
 from recipe.console import check_range, option, run_command
@@ -22,7 +25,9 @@ HEADINGS = {"torch_jax": "PyTorch, Flax", "torch_torch": "PyTorch, itself", "jax
 
 
 def _steps(text: str) -> int | str:
-    return text if text == "all" else int(text)
+    if text == "all" or text.isdigit():
+        return text if text == "all" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number or all")
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,8 @@ def main(options: LockstepOptions) -> None:
         trainer_type(network, recipe, dataset, devices, options.precision)
         for trainer_type, devices in pair * (2 if options.noise_floor else 1)
     ]
-    with console.make_progress() as progress:
-        task = progress.add_task("compiling", total=steps)
+    console.show_line("compiling both networks, which takes a minute")
+    with show_progress(steps, compiles=True) as advance:
         losses, comparisons = run_lockstep(
             trainers,
             network,
@@ -99,7 +104,7 @@ def main(options: LockstepOptions) -> None:
             steps,
             seed=options.seed,
             precision=options.precision,
-            advance=lambda n: progress.update(task, description="lockstep", advance=n),
+            advance=lambda _: advance("a step of both"),
         )
 
     everything = "-everything" if options.everything else ""
@@ -136,29 +141,32 @@ def main(options: LockstepOptions) -> None:
     picture = record.BENCH / f"lockstep-{run}.png"
     write_atomically(picture, figure.draw(row, series))
     console.show_line(f"row and series: {path.parent}\npicture: {picture}")
+    console.show_line(textwrap.fill(verdict(row, comparisons["torch_jax"]), 80))
 
 
 def show(row: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
     """Print the comparisons as a table of at most 80 columns."""
-    table = Table(title=f"largest differences over {row['steps']:,} steps")
+    table = Table(title=f"largest differences over {console.count(row['steps'], 'step')}")
     table.add_column()
     for pair in comparisons:
         table.add_column(HEADINGS[pair], justify="right")
-    lines = {"loss": "|loss difference|", "loss_rms": "rms of it from step 20"}
+    lines = {"loss": "|loss difference|"}
+    if row["steps"] > SETTLED:
+        lines["loss_rms"] = f"its rms after step {SETTLED}"
     lines |= {kind: f"{kind}, relative" for kind in KINDS}
-    lines |= {"unequal": "numbers of the state that differ", "predictions": "predictions that differ"}
+    lines |= {"unequal": "numbers that differ", "predictions": "predictions that differ"}
     for key, words in lines.items():
         if f"torch_jax_{key}" in row:
             numbers = [row[f"{pair}_{key}"] for pair in comparisons]
             table.add_row(words, *(f"{n:.1e}" if isinstance(n, float) else str(n) for n in numbers))
     console.screen.print(table)
+    console.show_line("relative: norm of the difference / norm of the tensor")
+    if len(comparisons) > 1:
+        console.show_line("itself: the noise floor, from weights one unit in the last place higher")
     if "torch_accuracy" in row:
         console.show_line("accuracy: PyTorch {torch_accuracy:.2%}, Flax {jax_accuracy:.2%}".format(**row))
-    _, name = max(comparisons["torch_jax"].largest.values())
     if row["torch_digest"] == row["jax_digest"]:
         console.show_line(f"both end with SHA-256 {row['torch_digest']}")
-    else:
-        console.show_line(f"PyTorch and Flax differ most in {name}")
 
 
 def run() -> None:

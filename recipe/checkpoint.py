@@ -189,20 +189,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         content = read_at_most(path, MAX_BYTES)  # not mapped, since a mapped file may shrink under us
     except FileNotFoundError:
-        raise UserError(f"there is no checkpoint {path}") from None
+        raise UserError(f"there is no checkpoint {path}; give a run's folder or its {FILE_NAME}") from None
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
     header_bytes = int.from_bytes(content[:8], "little")
     if len(content) > MAX_BYTES or header_bytes > MAX_HEADER_BYTES:
-        raise UserError(f"{path} is no Lockstep checkpoint: it is larger than one can be")
+        why = ": it is larger than one can be" if len(content) > MAX_BYTES else ""
+        raise UserError(f"{path} is not a checkpoint{why}; give a run's folder or its {FILE_NAME}")
     try:
         tensors = load(content)
         metadata = json.loads(content[8 : 8 + header_bytes])["__metadata__"]
         about, digest = metadata["lockstep"], metadata["sha256"]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is no whole Lockstep checkpoint ({reason(error)}); use another one"
-        ) from None
+        raise UserError(f"{path} is not a whole checkpoint ({reason(error)}); use another one") from None
     if digest != _digest(tensors, about):
         raise UserError(
             f"{path} was altered after it was written: its SHA-256 does not match; use another one"

@@ -1,7 +1,9 @@
 """What a person sees and types: the screen, pictures, the command line, errors and signals."""
 
 import argparse
+import difflib
 import io
+import logging
 import os
 import re
 import signal
@@ -101,6 +103,7 @@ def subplots(
     rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any
 ) -> tuple[Any, Any]:
     """Return a figure and its axes, as ``pyplot.subplots`` does, without a screen."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a home where it cannot keep its fonts
     from matplotlib.figure import Figure  # here, because it is slow to import and needed at the end only
 
     figure = Figure(figsize=figsize, layout="constrained")
@@ -133,6 +136,8 @@ class _Parser(argparse.ArgumentParser):
         show_line(self.format_help())
 
     def error(self, message: str) -> NoReturn:
+        for kind, meant in (("int", "a whole number"), ("float", "a number")):
+            message = re.sub(f"invalid {kind} value: (.*)", rf"\1 is not {meant}", message)
         raise UserError(f"{message}; see {self.prog} --help")
 
 
@@ -158,7 +163,14 @@ def parse_options(options_type: type[OptionsT], program: str) -> OptionsT:
         else:
             argument["type"] = kind if kind in (int, float) else partial(_convert, kind)
         parser.add_argument(f"--{each.name.replace('_', '-')}", **argument | dict(each.metadata))
-    return options_type(**vars(parser.parse_args()))
+    options, rest = parser.parse_known_args()
+    if rest:
+        known = [f"--{each.name.replace('_', '-')}" for each in fields(options_type)]  # pyright: ignore[reportArgumentType]
+        near = [name for name in known if name.startswith(rest[0])]
+        near += difflib.get_close_matches(rest[0], known, 1)
+        hint = f"did you mean {near[0]}?" if near else "a value with spaces needs quotes"
+        parser.error(f"unrecognized arguments: {' '.join(rest)} ({hint})")
+    return options_type(**vars(options))
 
 
 def _convert(kind: Callable[[str], Any], text: str) -> Any:

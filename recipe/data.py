@@ -148,7 +148,10 @@ def load(
         if choice == "mnist":
             raise UserError(f"{why}; {ADVICE}") from error
         return _split(
-            "digits", load_digits(), split, f"{why}, hence scikit-learn's digits; for MNIST, {ADVICE}"
+            "digits",
+            load_digits(),
+            split,
+            f"{why}, so this trains on scikit-learn's digits; for MNIST, {ADVICE}",
         )
     if fingerprint(arrays) != MNIST_FINGERPRINT:  # the files were verified, so the decoder is at fault
         raise RuntimeError(f"{reader.__module__} decoded MNIST to other arrays than {MNIST_FINGERPRINT}")

@@ -171,7 +171,10 @@ def build_network(name: str, operations: list[Operation]) -> Network:
             case _:
                 out = shape
         if min(out) < 1:
-            raise ValueError(f"{name}: {kind}{number} leaves nothing of {shape}")
+            raise ValueError(
+                f"{name}: {kind}{number} gets a map of {height}x{width}, too small for it; leave it out or "
+                "put it earlier"
+            )
         label = f"{kind}{number}"
         while label in {layer.name for layer in layers}:  # two pools after one convolution
             label += "b"
@@ -297,11 +300,16 @@ def _parse(words: Sequence[str]) -> list[Operation]:
         if not match:
             known = ", ".join(_WORDS)
             raise UserError(
-                f"{word!r} is no layer; layers are 16, 16x1, 16@a, {known}, and, at the end, bias"
+                f"unknown layer {word!r}; layers are 16, 16x1, 16@a, {known}, and, at the end, bias"
             )
         channels, kernel, letter = int(match[1]), int(match[2] or 3), match[3]
+        if channels == 0:
+            raise UserError(f"{word!r}: a convolution has at least one channel; give 1 or more")
         if kernel % 2 == 0:
-            raise UserError(f"{word!r}: the side of a kernel is odd, so that the map keeps its size")
+            odd = f"{channels}x{kernel - 1}" if kernel else f"{channels}x1"
+            raise UserError(
+                f"{word!r}: only odd kernels keep the size of the map; give {odd} or {channels}x{kernel + 1}"
+            )
         number += 1
         bias = words[position + 1 : position + 2] == ["bias"]
         operations.append(Conv(channels, kernel, kernel // 2, bias, owners.get(letter)))

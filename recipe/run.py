@@ -35,7 +35,7 @@ from recipe.console import UserError, check_range, option
 from recipe.data import GOAL, Dataset
 from recipe.networks import NETWORKS, Conv, Network, Norm, get_network
 from recipe.plan import Plan, make_plans, steps_per_epoch
-from recipe.provenance import describe_machine, provenance
+from recipe.provenance import count_cores, describe_machine, provenance
 from recipe.recipes import RECIPES, Precision, Recipe, get_recipe
 
 NETWORK = "|".join([*NETWORKS, "LAYERS"])
@@ -95,14 +95,19 @@ class TrainOptions(DeviceOptions, DataOptions):
         None, "Validate on the test images or on the last training images (default: test)"
     )
     precision: Precision | None = option(
-        None, "Type of the arithmetic. bitwise: float64, with equal bits everywhere (default: float32)"
+        None,
+        "Type of the arithmetic. bitwise: float64, with equal bits everywhere (default: float32 on MNIST, "
+        "bitwise on the digits)",
     )
     devices: int | None = option(
         None, "Train on this many devices at once; each takes its share of every batch (default: 1)"
     )
+    layers: bool = option(False, "Show the layers of the network")
     max_steps: int | None = option(None, "Stop after this step of the schedule, evaluate and save")
     out: Path | None = option(
-        None, "Folder for the run's files (default: runs/FRAMEWORK-NETWORK-RECIPE-SEED)", metavar="DIR"
+        None,
+        "Folder for the run's files (default: runs/FRAMEWORK-NETWORK-RECIPE-SEED, and -digits on these)",
+        metavar="DIR",
     )
     resume: Path | None = option(
         None, "Go on with a run: its folder or its checkpoint, of either framework", metavar="RUN"
@@ -212,6 +217,8 @@ def train(options: TrainOptions, trainer_type: type[Trainer], devices: Devices, 
         if start and options.resume and load_checkpoint(find_checkpoint(options.resume)).step != start.step:
             raise UserError(f"another run has just gone on from {options.resume}; start again")
         write_atomically(out / CONFIG, (json.dumps(asdict(config), indent=2) + "\n").encode())
+        if options.layers:
+            show_layers(network)
         _show_start(network, config, dataset, state.step, last, out)
         compiled = compile_seconds = 0.0
 
@@ -233,6 +240,9 @@ def train(options: TrainOptions, trainer_type: type[Trainer], devices: Devices, 
                 state = _next_state(trainer, plan, state, epoch, losses, correct, seconds)
                 save(out, state)
                 console.show_line(epoch_line(state.metrics[-1], recipe.epochs))
+                left = seconds * (last - state.step) / plan.steps / 60
+                if first and left >= 1:
+                    console.show_line(f"about {console.count(round(left), 'minute')} left")
         write_atomically(out / CURVES, draw_curves(state))
         console.show_line(summary(state, compile_seconds))
 
@@ -256,13 +266,19 @@ def prepare(
     if start:
         _check_start(start, options, str(resume))
         network, recipe, choice = start.network, start.config.recipe, start.config.data.name
-        seed, precision, split = start.config.seed, start.config.precision, start.config.split
+        seed, split = start.config.seed, start.config.split
     else:
         network, choice = get_network(options.network or "net10040"), options.dataset
         recipe = get_recipe(network.name, options.recipe or "tuned")
         recipe = replace(recipe, epochs=options.epochs or recipe.epochs, batch=options.batch or recipe.batch)
-        seed, precision, split = options.seed or 0, options.precision or "float32", options.split or "test"
+        seed, split = options.seed or 0, options.split or "test"
+    if choice == "digits" and options.data_dir:
+        whose = f"{resume} was trained" if start else "--dataset digits trains"
+        raise UserError(f"{whose} on the digits, which need no folder; leave out --data-dir")
     dataset = data.load(choice, options.data_dir, trainer_type.read_mnist, split)
+    # The first epochs on so few images are wild, and in float32 wild in another way in each framework.
+    usual: Precision = "float32" if dataset.name == "mnist" else "bitwise"
+    precision = start.config.precision if start else options.precision or usual
     _check_sizes(network, recipe, len(dataset.train_images), options.devices or 1)
     config = Config(
         framework=trainer_type.framework,
@@ -294,8 +310,22 @@ def prepare(
     elif resume and resume.name == FILE_NAME:
         out = resume.parent
     else:
-        out = Path("runs") / f"{config.framework}-{network.label}-{recipe.name}-{seed}"
+        digits = "" if dataset.name == "mnist" else f"-{dataset.name}"
+        out = Path("runs") / f"{config.framework}-{network.label}-{recipe.name}-{seed}{digits}"
     return config, dataset, start, out
+
+
+def check_cores(devices: int, device: str) -> None:
+    """Refuse more devices than cores where the devices are those of a CPU, unless it was asked for.
+
+    Raises:
+        UserError: there are more, and ``device`` is not "cpu".
+    """
+    if device != "cpu" and devices > count_cores():
+        raise UserError(
+            f"--devices {devices} on {console.count(count_cores(), 'core')} is slower than one; give fewer, "
+            "or --device cpu to insist"
+        )
 
 
 def last_step(config: Config, images: int) -> int:
@@ -520,15 +550,17 @@ def what_is_kept(out: Path, resume: Path | None) -> str:
 def _show_start(network: Network, config: Config, dataset: Dataset, first: int, last: int, out: Path) -> None:
     recipe = config.recipe
     per_epoch = steps_per_epoch(recipe, len(dataset.train_images))
-    show_layers(network)
     if dataset.note:
         console.show_notice(dataset.note)
     lines = [
+        f"{network.label} ({network.parameter_count:,} parameters)",
         f"{config.framework} on {config.device}, {dataset.name}, {recipe.name}, {config.precision}, "
         f"seed {config.seed}",
         f"{console.count(recipe.epochs, 'epoch')} of {console.count(per_epoch, 'step')} "
         f"of {console.count(recipe.batch, 'image')} -> {out}",
     ]
+    if config.precision == "float32":
+        lines.append("float32 parts PyTorch and Flax after a few steps; --precision bitwise does not")
     if first:
         lines.append(f"going on after step {first:,}")
     if last < per_epoch * recipe.epochs:
@@ -610,8 +642,8 @@ def draw_curves(state: Checkpoint) -> bytes:
     shown += [entry.train_accuracy for entry in metrics[1:]]  # the first epoch's would flatten the rest
     right.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(100 * min(shown, default=0.0) - 1, 100.0))
     right.xaxis.get_major_locator().set_params(integer=True)
-    left.legend(loc="upper right")
-    right.legend(loc="lower right")
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle(
         f"{config.network}, {config.recipe.name}, seed {config.seed}, {config.framework}, {config.data.name}"
     )

@@ -77,7 +77,7 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
         load_checkpoint(tmp_path)
     stranger = tmp_path / "stranger.safetensors"
     save_file({"weight": np.zeros(3)}, stranger)
-    with pytest.raises(UserError, match="no whole Lockstep checkpoint"):
+    with pytest.raises(UserError, match="not a whole checkpoint"):
         load_checkpoint(stranger)
     monkeypatch.setattr(checkpoints, "MAX_BYTES", 10)
     with pytest.raises(UserError, match="larger than"):

@@ -29,8 +29,10 @@ def parse(monkeypatch, *arguments: str, options_type: type = TrainOptions) -> in
 @pytest.mark.parametrize(
     ("arguments", "explanation"),
     [
-        (["--epochs", "abc"], "argument --epochs: invalid int value: 'abc'"),
-        (["--netwrok", "net9954"], "unrecognized arguments: --netwrok net9954"),
+        (["--epochs", "abc"], "argument --epochs: 'abc' is not a whole number"),
+        (["--netwrok", "net9954"], "unrecognized arguments: --netwrok net9954 (did you mean --network?)"),
+        (["--prec", "bitwise"], "unrecognized arguments: --prec bitwise (did you mean --precision?)"),
+        (["--network", "16", "pool"], "unrecognized arguments: pool (a value with spaces needs quotes)"),
         (["--network"], "argument --network: expected one argument"),
         (["--dataset", "cifar"], "argument --dataset: invalid choice: 'cifar'"),
         (["--out", ""], "argument --out: it has an empty value"),

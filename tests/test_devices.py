@@ -20,7 +20,8 @@ from tests.helpers import BITWISE, DEVICES, DIGEST, ROOT, TINY, TINY_RECIPE, TRA
 
 LOSS_BOUND, TENSOR_BOUND = 1e-12, 1e-10  # float64 rounds at 1e-16; the faults give 1e-4 and more
 MINUTE = 60
-SHORT = ["--network", "net9954", "--dataset", "digits", "--epochs", "2", "--precision", "bitwise"]
+SHORT = ["--device", "cpu", "--network", "net9954", "--dataset", "digits", "--epochs", "2"]
+SHORT += ["--precision", "bitwise"]
 LONG = [*SHORT[:-3], "23", *SHORT[-2:]]  # 506 steps
 LONG_DIGEST = "14a2aebc408cb8a45cc19e65888090295ab455726ed3d49ee671e6205886e2ac"
 FREE_PORT = 29_517  # of JAX's coordinator in these tests

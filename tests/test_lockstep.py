@@ -56,7 +56,7 @@ def test_it_leaves_a_row_its_series_and_a_picture(folder, capsys):
     np.testing.assert_allclose(series["torch"], series["jax"], atol=1e-10)
     assert (folder / f"lockstep-{row['run']}.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert "PyTorch and Flax differ most in" in printed
+    assert "\nsame run: all losses within " in printed and "rms" not in printed
     assert max(len(line) for line in printed.splitlines()) <= 80
 
 
@@ -145,6 +145,38 @@ def test_the_summary_uses_the_settled_steps_for_the_rms():
     assert runs.largest_tensor_difference(row) == row["torch_jax_gradient"] == 2.0
 
 
+@pytest.mark.parametrize(
+    ("precision", "loss", "unequal", "floor", "words"),
+    [
+        ("float64", [1e-16, 2e-16], [3, 9], None, "same run: all losses within 2.0e-16, bound 1e-10"),
+        ("float64", [1e-16, 1e-3, 2e-3], [3, 9, 9], None, "the losses part at step 2, by 1.0e-03"),
+        ("float64", [1e-16, np.nan], [3, 9], None, "not the same run: the losses part at step 2"),
+        ("bitwise", [1e-16, 2e-16], [0, 0], None, "same run: the state is the same, bit for bit, after"),
+        ("bitwise", [1e-16, 2e-16], [0, 4], None, "not the same run: after step 2, 4 of 10 numbers differ"),
+        ("float32", [0.0, 1e-3], [9, 9], None, "float32: the losses part at step 2; rounding does that too"),
+        ("float32", [0.0, 1e-3], [9, 9], 1e-3, "as rounding does: 0.7 times the noise floor, bound 10"),
+        ("float32", [0.0, 1e-3], [9, 9], 1e-5, "more than rounding does: 70.7 times"),
+        ("float32", [0.0, 0.0], [9, 9], None, "float32: the losses agree over all 2 steps"),
+    ],
+)  # fmt: skip
+def test_the_verdict(precision, loss, unequal, floor, words):
+    comparison = Comparison(loss, {"gradient": (2e-13, "gradient/a")}, 0, unequal)
+    row = summarise({"torch_jax": comparison}) | {
+        "precision": precision,
+        "steps": len(loss),
+        "state_numbers": 10,
+    }
+    if floor:
+        row["jax_jax_loss_rms"] = floor
+    assert words in runs.verdict(row, comparison)
+
+
+def test_a_tensor_that_differs_is_named():
+    comparison = Comparison([0.0], {"gradient": (1e-3, "gradient/a")}, 0, [1])
+    row = summarise({"torch_jax": comparison}) | {"precision": "float64", "steps": 1}
+    assert runs.verdict(row, comparison).startswith("not the same run: gradient/a differs by 1.0e-03")
+
+
 def test_the_nudge_is_one_unit_in_the_last_place_of_every_weight():
     start = {
         "a.weight": np.array([1.0, -0.5, 0.0], np.float32),
@@ -174,6 +206,7 @@ def test_the_pictures_are_drawn():
     row = SMALL.__dict__ | {"steps": 3, "torch_jax_loss": 1e-16, "state_numbers": 10, "torch_jax_unequal": 2}
     series = {name: np.ones(3) for name in ("step", "torch", "jax")} | {"torch_jax_unequal": np.arange(3)}
     pictures = {figure.draw(row, series | {"torch_jax": np.full(3, value)}) for value in (0, 1e-16)}
-    rows = [row | {"precision": precision} for precision in ("bitwise", "float64", "float32")]
-    pictures.add(figure.draw_unequal(rows, [series] * 3))
+    rows = [row | {"precision": precision} for precision in ("float32", "float64")]
+    rows.append(row | {"precision": "bitwise", "torch_jax_unequal": 0})
+    pictures.add(figure.draw_precisions(rows, [series | {"torch_jax": np.full(3, 1e-16)}] * 3))
     assert len(pictures) == 3 and all(picture.startswith(b"\x89PNG") for picture in pictures)

@@ -20,7 +20,14 @@ import jax_impl.train
 import torch_impl.kernels
 import torch_impl.model
 import torch_impl.train
-from lockstep.runs import Comparison, relative_difference, run_lockstep, turn_everything_on
+from lockstep.runs import (
+    LOSS_BOUND,
+    TENSOR_BOUND,
+    Comparison,
+    relative_difference,
+    run_lockstep,
+    turn_everything_on,
+)
 from recipe.checkpoint import initial_tensors
 from recipe.data import Dataset
 from recipe.networks import NETWORKS, Network, get_network
@@ -28,8 +35,6 @@ from recipe.plan import Plan, make_plans
 from recipe.random_numbers import initial_weights
 from recipe.recipes import RECIPES, Recipe, get_recipe, learning_rates
 from tests.helpers import DEVICES, TINY, TINY_RECIPE, make_trainer
-
-LOSS_BOUND, TENSOR_BOUND = 1e-10, 1e-9  # absolute; relative to the norm
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from recipe import run
 from recipe.checkpoint import FILE_NAME, load_checkpoint, write_atomically
 from recipe.console import UserError
 from recipe.recipes import get_recipe, learning_rates
-from recipe.run import FILES, TrainOptions, last_step, prepare
+from recipe.run import FILES, TrainOptions, check_cores, last_step, prepare
 from tests import fake
 from tests.fake import PER_EPOCH, train
 
@@ -67,7 +67,26 @@ def test_another_seed_is_another_run(tmp_path):
 def test_without_out_a_run_goes_where_its_settings_say(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train(None, max_steps=2, seed=5)
-    assert (tmp_path / "runs" / "fake-net9954-tuned-5" / FILE_NAME).exists()
+    assert (tmp_path / "runs" / "fake-net9954-tuned-5-digits" / FILE_NAME).exists()
+
+
+def test_without_precision_a_run_on_the_digits_is_bitwise(tmp_path):
+    assert load_checkpoint(train(tmp_path / "run", max_steps=1, precision=None)).config.precision == "bitwise"
+
+
+def test_a_folder_for_the_digits_is_refused(tmp_path):
+    with pytest.raises(UserError, match="leave out --data-dir"):
+        train(tmp_path / "run", data_dir=tmp_path)
+    first = train(tmp_path / "first", max_steps=1)
+    with pytest.raises(UserError, match=r"first.* was trained on the digits, .*leave out --data-dir"):
+        train(tmp_path / "again", resume=first, data_dir=tmp_path)
+
+
+def test_more_devices_than_cores_are_refused_unless_asked_for():
+    with pytest.raises(UserError, match=r"--devices 1000 on .* core.*give fewer, or --device cpu"):
+        check_cores(1000, "auto")
+    check_cores(1000, "cpu")
+    check_cores(1, "auto")
 
 
 def test_a_config_says_what_it_was_resumed_from(tmp_path):
@@ -86,7 +105,7 @@ def test_auto_falls_back_to_the_digits_and_says_so(tmp_path, monkeypatch, capsys
     monkeypatch.delenv("MNIST_DIR", raising=False)
     monkeypatch.setenv("LOCKSTEP_CACHE", str(tmp_path / "cache"))
     path = train(tmp_path / "run", dataset="auto", max_steps=2)
-    note = "MNIST is not cached and cannot be downloaded (there is none), hence scikit-learn's digits"
+    note = "MNIST is not cached and cannot be downloaded (there is none), so this trains on scikit-learn's"
     assert capsys.readouterr().out.count(note) == 1
     config = load_checkpoint(path).config
     assert (config.data.name, note in (config.data_note or "")) == ("digits", True)

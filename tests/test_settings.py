@@ -80,7 +80,7 @@ def test_a_copy_of_a_checkpoint_goes_on_where_a_new_run_would_be(folder, tmp_pat
     monkeypatch.chdir(tmp_path)
     shutil.move(folder / FILE_NAME, "copy.safetensors")
     assert call(main, "--resume", "copy.safetensors") == 0
-    assert load_checkpoint(tmp_path / "runs" / "fake-net9954-reference-5" / FILE_NAME).step == LAST
+    assert load_checkpoint(tmp_path / "runs" / "fake-net9954-reference-5-digits" / FILE_NAME).step == LAST
 
 
 def test_a_finished_run_shows_its_summary_and_is_a_success(folder, capsys):
@@ -110,7 +110,7 @@ OTHERS = {
 def test_a_network_of_ones_own_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(TrainOptions(**OPTIONS | {"network": "4  pool 4 average 10x1", "max_steps": 11}))
-    folder = Path("runs/fake-net236-5aee84-reference-5")
+    folder = Path("runs/fake-net236-5aee84-reference-5-digits")
     assert load_checkpoint(folder / FILE_NAME).network.name == "4 pool 4 average 10x1"
     go_on(folder, network="4 pool  4 average 10x1")
     assert load_checkpoint(folder / FILE_NAME).step == LAST

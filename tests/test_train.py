@@ -14,6 +14,11 @@ from recipe.console import UserError
 from tests.helpers import LINE, PER_EPOCH, ROOT, TRAINERS, go_on, train_digits
 
 
+def test_layers_are_shown_if_asked(tmp_path, capsys):
+    train_digits("torch", tmp_path / "run", network=LINE, max_steps=1, layers=True)
+    assert "no fully connected layer" in capsys.readouterr().out
+
+
 def test_a_run_learns(framework, real_runs):
     checkpoint = load_checkpoint(real_runs[framework].checkpoint)
     assert checkpoint.step == 2 * PER_EPOCH
@@ -23,7 +28,7 @@ def test_a_run_learns(framework, real_runs):
     assert checkpoint.config.device == "cpu"
     assert checkpoint.config.versions.keys() >= {"numpy", framework}
     printed = real_runs[framework].printed
-    for expected in ("no fully connected layer", "9,954", f"{framework} on cpu, digits, tuned, float32"):
+    for expected in ("net9954 (9,954 parameters)", f"{framework} on cpu, digits, tuned, float32"):
         assert expected in printed
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from recipe.console import UserError
+from recipe.console import UserError, show_line
 from recipe.provenance import count_cores
-from recipe.run import Trainer, TrainOptions, prepare, train, what_is_kept
+from recipe.run import Trainer, TrainOptions, check_cores, prepare, train, what_is_kept
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,8 @@ def _check_gpus(devices: int, device: str) -> None:
     gpus = torch.cuda.device_count()
     if device != "cpu" and gpus < devices and (gpus or device == "cuda"):
         raise UserError(f"--devices {devices}: PyTorch sees {gpus} GPUs here; give fewer, or --device cpu")
+    if not gpus:
+        check_cores(devices, device)
 
 
 def _launch(options: TrainOptions, out: Path) -> None:
@@ -139,6 +141,7 @@ def _launch(options: TrainOptions, out: Path) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     devices = options.devices or 1
+    show_line(f"starting {devices} processes")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // devices)))
     config = LaunchConfig(
         1, 1, devices, run_id="lockstep", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0

@@ -2,8 +2,10 @@
 
 import ctypes
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,13 @@ def configure(precision: Precision) -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = True  # on a GPU, the fastest of cuDNN's kernels for each convolution
+    if folder := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise console.UserError(
+                f"cannot use TORCHINDUCTOR_CACHE_DIR={folder}: {error.strerror}; name a folder of your own"
+            ) from None
     recompute_masks()
     keep_freed_memory()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA's compiler but no CUDA

@@ -62,6 +62,9 @@ def main(options: CensusOptions) -> None:
         raise UserError(f"install {', '.join(sorted(lacking))}; docs/census.md says how")
     import jax
 
+    console.show_line(
+        f"{console.count(len(chosen), 'pair')}, each half a minute to {options.seconds // 60} minutes"
+    )
     with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
         jax.config.update("jax_compilation_cache_dir", folder)  # most operations are the same in every pair
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
