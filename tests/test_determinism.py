@@ -14,7 +14,8 @@ PROCESSORS = sorted(os.sched_getaffinity(0))
 
 def run(framework, threads, out, network="net9954", epochs=1):
     """Train as a person does, on so many processors and with as many threads."""
-    words = ["--network", network, "--epochs", epochs, "--dataset", "digits", "--device", "cpu", "--out", out]
+    words = ["--network", network, "--epochs", epochs, "--dataset", "digits", "--precision", "float32"]
+    words += ["--device", "cpu", "--out", out]
     subprocess.run(
         [sys.executable, "-m", f"{framework}_impl.train", *map(str, words)],
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},

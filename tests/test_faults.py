@@ -25,6 +25,7 @@ def skip_slow_parts(monkeypatch):
 
 def start(kind: str, out: Path, *more: str, **changes) -> subprocess.Popen[str]:
     options = ["--network", "net9954", "--dataset", "digits", "--epochs", "3", "--batch", "128"]
+    options += ["--precision", "float32"]
     command = [sys.executable, "-m", "tests.fake", kind, *options, "--out", str(out), *more]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=ROOT, text=True, **(pipes | changes))
