@@ -206,7 +206,8 @@ class Binder:
             score = 2 * similarity(other.name, site.name) - ORDER * min(abs(other.order - self.last), 60)
             score -= BEHIND if other.order < self.last else 0.0
             score += SIZE if other.ids.size == site.ids.size else 0.0
-            score += self.pairs.get((parts(site.name)[0], parts(other.name)[0]), 0.0)
+            paths = parts(site.name)[0], parts(other.name)[0]
+            score += max(self.pairs.get(paths, 0.0), self.pairs.get((paths[0], _unnumbered(paths[1])), 0.0))
             node = reference.nodes[other.operand] if other.operand is not None else None
             if operand is not None and node is not None and _same_value(operand, node):
                 score += OPERAND
@@ -338,7 +339,8 @@ class Binder:
             for trace, s in ((self.port, site), (self.reference, other))
         ]
         equal = operands[0] is not None and operands[1] is not None and _same_value(operands[0], operands[1])
-        self.pairs[paths] = max(self.pairs.get(paths, 0.0), SURE if equal and all(paths) else SAME)
+        for pair in (paths, (paths[0], _unnumbered(paths[1]))):  # in a stack, each layer has the same path
+            self.pairs[pair] = max(self.pairs.get(pair, 0.0), SURE if equal and all(paths) else SAME)
         if self.port.leaf(int(site.ids.flat[0])).trainable:
             self.modules.add(paths)
 
@@ -353,6 +355,10 @@ class Binder:
 
     def _name(self, ids: np.ndarray) -> str:
         return self.reference.leaf(int(ids.flat[0])).name
+
+
+def _unnumbered(path: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple("#" if word.isdigit() else word for word in path)
 
 
 def _same_role(a: str, b: str) -> bool:
