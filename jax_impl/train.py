@@ -33,7 +33,7 @@ def normalise(pixels: Array, white: int, dtype: DType) -> Array:
 
 
 def prepare_images(padded: Array, indices: Array, affine: Array, dtype: DType) -> Array:
-    """One batch of training images, warped unless ``affine`` is empty: (B, 28, 28, 1)."""
+    """One batch of training images, warped unless ``affine`` is empty."""
     if len(affine) == 0:
         return normalise(crop(padded[indices]), 255, dtype)
     side = jnp.arange(SIDE, dtype=jnp.int32)
@@ -174,6 +174,7 @@ class Trainer:
 
     def train(self, plan: Plan, advance: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
         """Take the plan's steps; returns loss and number of correct predictions of each."""
+        self.model.train()
         self.state, results = self.loop.run(self.state, plan, advance)
         return results
 
@@ -204,4 +205,4 @@ def main(options: TrainOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_command(TrainOptions, main, "python -m jax_impl.train")
+    run_command(TrainOptions, main, f"python -m {__package__}.train")

@@ -32,7 +32,7 @@ def normalise(pixels: Array, white: int, dtype: DType) -> Array:
 
 
 def prepare_images(padded: Array, indices: Array, affine: Array, dtype: DType) -> Array:
-    """One batch of training images, warped unless ``affine`` is empty: (B, 1, 28, 28)."""
+    """One batch of training images, warped unless ``affine`` is empty."""
     if len(affine) == 0:
         return normalise(crop(padded[indices]), 255, dtype)
     side = torch.arange(SIDE, dtype=torch.int32, device=affine.device)
@@ -189,4 +189,4 @@ def main(options: TrainOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_command(TrainOptions, main, "python -m torch_impl.train")
+    run_command(TrainOptions, main, f"python -m {__package__}.train")
