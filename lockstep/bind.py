@@ -192,6 +192,7 @@ class Binder:
         port, reference = self.port, self.reference
         operand = port.nodes[site.operand] if site.operand is not None else None
         own = port.leaf(int(site.ids.flat[0]))
+        stacked = own.stop - own.start > site.ids.size
         known = self.result.sites
         behind = {known[s] for s in self._comes_from("port", site.operand) if s in known}
         found = []
@@ -207,7 +208,8 @@ class Binder:
             score -= BEHIND if other.order < self.last else 0.0
             score += SIZE if other.ids.size == site.ids.size else 0.0
             paths = parts(site.name)[0], parts(other.name)[0]
-            score += max(self.pairs.get(paths, 0.0), self.pairs.get((paths[0], _unnumbered(paths[1])), 0.0))
+            alike = self.pairs.get((paths[0], _unnumbered(paths[1])), 0.0) if stacked else 0.0
+            score += max(self.pairs.get(paths, 0.0), alike)
             node = reference.nodes[other.operand] if other.operand is not None else None
             if operand is not None and node is not None and _same_value(operand, node):
                 score += OPERAND
