@@ -190,7 +190,6 @@ class Binder:
     def _candidates(self, site: Site, shared: bool = False) -> list[Site]:
         """The reference's uses of weights that a use may be, best first; shared: of those that are bound."""
         port, reference = self.port, self.reference
-        operand = port.nodes[site.operand] if site.operand is not None else None
         own = port.leaf(int(site.ids.flat[0]))
         stacked = own.stop - own.start > site.ids.size
         known = self.result.sites
@@ -210,8 +209,7 @@ class Binder:
             paths = parts(site.name)[0], parts(other.name)[0]
             alike = self.pairs.get((paths[0], _unnumbered(paths[1])), 0.0) if stacked else 0.0
             score += max(self.pairs.get(paths, 0.0), alike)
-            node = reference.nodes[other.operand] if other.operand is not None else None
-            if operand is not None and node is not None and _same_value(operand, node):
+            if self._same_operand(site, other):
                 score += OPERAND
             elif shared or {_is_bias(site.name), _is_bias(other.name)} == {True, False}:
                 continue
@@ -336,15 +334,17 @@ class Binder:
     def _bound(self, site: Site, other: Site) -> None:
         self.result.sites[site.order] = other.order
         paths = parts(site.name)[0], parts(other.name)[0]
-        operands = [
-            trace.nodes[s.operand] if s.operand is not None else None
-            for trace, s in ((self.port, site), (self.reference, other))
-        ]
-        equal = operands[0] is not None and operands[1] is not None and _same_value(operands[0], operands[1])
+        sure = SURE if all(paths) and self._same_operand(site, other) else SAME
         for pair in (paths, (paths[0], _unnumbered(paths[1]))):  # in a stack, each layer has the same path
-            self.pairs[pair] = max(self.pairs.get(pair, 0.0), SURE if equal and all(paths) else SAME)
+            self.pairs[pair] = max(self.pairs.get(pair, 0.0), sure)
         if self.port.leaf(int(site.ids.flat[0])).trainable:
             self.modules.add(paths)
+
+    def _same_operand(self, site: Site, other: Site) -> bool:
+        """Whether a use of the port and one of the reference have an equal other operand."""
+        if site.operand is None or other.operand is None:
+            return False
+        return _same_value(self.port.nodes[site.operand], self.reference.nodes[other.operand])
 
     def _is_taken(self, other: Site, leaf: Leaf) -> bool:
         count = self.counts[leaf.start]

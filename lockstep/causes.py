@@ -957,18 +957,14 @@ def _by_dependence(case: Case) -> str:
 def _by_lacking(case: Case) -> str:
     """The port has no weight for some of the reference's: all outputs are equal if those are zero."""
     comparison, reference = case.comparison, case.reference
-    bound = np.zeros(reference.weights.size, bool)
-    bound[comparison.binding.numbers[comparison.binding.numbers >= 0]] = True
-    lacking = np.zeros(reference.weights.size, bool)
-    words = []
+    numbers, words = comparison.binding.numbers, []
+    lacking = reference.weights != 0
+    lacking[numbers[numbers >= 0]] = False
     for leaf in reference.leaves:
-        missing = np.flatnonzero(
-            ~bound[leaf.start : leaf.stop] & (reference.weights[leaf.start : leaf.stop] != 0)
-        )
-        if missing.size and leaf.trainable:
-            lacking[leaf.start + missing] = True
-            part = "" if missing.size == leaf.stop - leaf.start else f"{missing.size} numbers of "
-            words.append(part + leaf.name)
+        part = lacking[leaf.start : leaf.stop]
+        part &= leaf.trainable
+        if count := int(part.sum()):
+            words.append(leaf.name if part.all() else f"{count} numbers of {leaf.name}")
     if not words or comparison.replaced or reference.partial:
         return ""
     made = comparison.models[0].trace(None, np.where(lacking, 0, reference.weights))

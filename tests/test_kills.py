@@ -82,19 +82,8 @@ def test_a_run_killed_before_any_line_of_writing_is_resumed_to_the_same_bits(tmp
 @pytest.mark.subprocess
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_a_real_run_killed_at_random_is_resumed_to_the_same_bits(framework, tmp_path):
-    words = [
-        "--network",
-        "net9954",
-        "--dataset",
-        "digits",
-        "--epochs",
-        "2",
-        "--precision",
-        "float32",
-        "--device",
-        "cpu",
-        "--out",
-    ]
+    words = ["--network", "net9954", "--dataset", "digits", "--epochs", "2", "--precision", "float32"]
+    words += ["--device", "cpu", "--out"]
 
     def start(out: Path, *more: str) -> subprocess.Popen:
         command = [sys.executable, "-m", f"{framework}_impl.train", *words, str(out), *more]
