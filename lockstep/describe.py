@@ -326,7 +326,13 @@ def _buckets(relative: Array, bidirectional: bool, buckets: int, far: int) -> Ar
     return first + np.where(relative < exact, relative, np.minimum(exact + large.astype(int), buckets - 1))
 
 
-UNSCALED = " without softmax, as if the outputs were probabilities"
+SCALES: dict[str, Callable[[Array, int], Array]] = {  # of outputs to logarithms of probabilities
+    "": special.log_softmax,
+    " after another softmax, of probabilities": lambda x, axis: special.log_softmax(
+        special.softmax(x, axis), axis
+    ),
+    " without softmax, as if the outputs were probabilities": lambda x, _: np.log(x),
+}
 
 
 def describe_loss(value: float, x: Array, labels: Array, numbers: Iterable[float]) -> str:
@@ -343,14 +349,9 @@ def describe_loss(value: float, x: Array, labels: Array, numbers: Iterable[float
         return _averaged(value, terms, x.shape[0])
     terms = []
     axes = [a for a in range(x.ndim) if x.shape[:a] + x.shape[a + 1 :] == labels.shape]
-    for axis, again in itertools.product(axes, ("", " after another softmax, of probabilities", UNSCALED)):
+    for axis, (again, scale) in itertools.product(axes, SCALES.items()):
         with np.errstate(all="ignore"):  # the logarithm of what is no probability
-            logs = (
-                np.log(x)
-                if again == UNSCALED
-                else special.log_softmax(special.softmax(x, axis) if again else x, axis)
-            )
-        logs = np.moveaxis(logs, axis, -1)
+            logs = np.moveaxis(scale(x, axis), axis, -1)
         inside = (labels >= 0) & (labels < logs.shape[-1])
         picked = -np.take_along_axis(logs, np.where(inside, labels, 0)[..., None], -1)[..., 0]
         for smooth in dict.fromkeys([0.0, *(n for n in numbers if 0 < n < 0.5), 0.1]):

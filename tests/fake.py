@@ -20,14 +20,12 @@ from recipe.recipes import Precision, Recipe
 from recipe.run import TrainOptions
 
 OPTIONS: dict[str, Any] = {
-    **{
-        "network": "net9954",
-        "dataset": "digits",
-        "epochs": 3,
-        "batch": 128,
-        "device": "cpu",
-        "precision": "float32",
-    }
+    "network": "net9954",
+    "dataset": "digits",
+    "epochs": 3,
+    "batch": 128,
+    "device": "cpu",
+    "precision": "float32",
 }
 PER_EPOCH = 11  # 1,437 digits in batches of 128
 

@@ -38,14 +38,12 @@ TINY_RECIPE = turn_everything_on(get_recipe("net10040", "tuned"))
 BITWISE = {"network": "net9954", "recipe": "tuned", "epochs": 2, "batch": None, "precision": "bitwise"}
 DIGEST = "0338215fc05ee6f298549d18c4bd05f909e8914606f97c2add63886b9af2ce9e"
 OPTIONS: dict[str, Any] = {
-    **{
-        "network": "net9954",
-        "dataset": "digits",
-        "epochs": 2,
-        "batch": 143,
-        "device": "cpu",
-        "precision": "float32",
-    }
+    "network": "net9954",
+    "dataset": "digits",
+    "epochs": 2,
+    "batch": 143,
+    "device": "cpu",
+    "precision": "float32",
 }
 
 
