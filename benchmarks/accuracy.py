@@ -33,6 +33,27 @@ BASE = get_recipe("net10040", "tuned")  # trials change this recipe
 TRIAL = ("final", "val_loss", "train_loss", "tta", "seconds")  # what a trial records of a seed
 SHIFTS = tuple(product(range(3), repeat=2))  # of test-time augmentation: pixels down and to the right, plus 1
 
+# The frontier: networks of other sizes than the named ones. In all the image is halved twice, with four
+# convolutions after each halving; how many of the eight share a kernel decides the size.
+FRONTIER = (
+    "9 avgpool 9@a 9@a 9@a 9@a avgpool 9@a 9@a 9@a 9@a average 10x1",
+    "13 avgpool 13@a 13@a 13@a 13@a avgpool 13@a 13@a 13@a 13@a average 10x1",
+    "8 avgpool 8@a 8@b 8@a 8@b avgpool 8@c 8@d 8@c 8@d average 10x1",
+    "10 avgpool 10@a 10@b 10@a 10@b avgpool 10@c 10@d 10@c 10@d average 10x1",
+    "12 avgpool 12@a 12@b 12@a 12@b avgpool 12@c 12@d 12@c 12@d average 10x1",
+)
+
+# Single runs that others published, for the frontier's picture: parameters, percent, of which epoch, source.
+# Of net10040's run only the log is known.
+ELSEWHERE = (
+    (697, 99.03, "best of 700 runs", "https://github.com/JoshWarn/Parameter-Efficient-MNIST"),
+    (3_762, 99.52, "last", "https://github.com/adilsammar/woolly-of-cv"),
+    (4_838, 99.42, "best", "https://github.com/adilsammar/woolly-of-cv"),
+    (8_932, 99.50, "best", "https://github.com/The-School-of-AI/era-s6-ram"),
+    (9_954, 99.42, "best", "https://github.com/Enamulla577/EVA5-Session4"),
+    (10_040, 99.43, "best", None),
+)
+
 # What is known of the published run of each network, in percent of the test images. net9954's is
 # https://github.com/Enamulla577/EVA5-Session4/blob/main/S4/MNIST_Model.ipynb
 PUBLISHED = {
@@ -281,21 +302,22 @@ def mean_and_deviation(values: np.ndarray, digits: int = 2) -> str:
 COMMAND = "benchmarks.accuracy --network NETWORK"
 
 
-def recorded_seeds(recipe: str, **where: Any) -> list[Row]:
+def recorded_seeds(recipe: str, networks: Sequence[str] = tuple(NETWORKS), **where: Any) -> list[Row]:
     """The newest measurement of each seed on MNIST, by network; see `read_rows` for ``where``."""
     rows = newest("seeds", "network", "framework", "device", "seed", recipe=recipe, dataset="mnist", **where)
-    rows = [row for row in rows if row["network"] in NETWORKS]  # the record has former networks, too
-    return sorted(rows, key=lambda row: list(NETWORKS).index(row["network"]))
+    rows = [row for row in rows if row["network"] in networks]  # the record has former networks, too
+    return sorted(rows, key=lambda row: (networks.index(row["network"]), row["seed"]))
 
 
-def accuracies(recipe: str, **where: Any) -> list[Row]:
+def accuracies(recipe: str, networks: Sequence[str] = tuple(NETWORKS), **where: Any) -> list[Row]:
     """The seeds of each network, framework and device summed up, in percent."""
     rows = []
-    for group in grouped(recorded_seeds(recipe, **where), "network", "framework", "device"):
+    for group in grouped(recorded_seeds(recipe, networks, **where), "network", "framework", "device"):
         first, final = group[0], 100 * np.array([row["final"] for row in group])
         summary = {
             "rows": group,
             "seeds": len(group),
+            "deviation": final.std(ddof=1) if len(final) > 1 else 0.0,
             "label": LABELS[first["framework"]]
             + ("" if first["device"] == "cpu" else f", {first['device']}"),
             "finals": ", ".join(f"{value:.2f}" for value in final),
@@ -309,13 +331,13 @@ def accuracies(recipe: str, **where: Any) -> list[Row]:
     return rows
 
 
-def seeds_table() -> str:
-    """Every seed of `tuned`."""
+def seeds_table(recipe: str) -> str:
+    """Every seed of a recipe."""
     return make_table(
         "network | framework | parameters | last epoch of each seed | mean ± deviation | lowest | tta",
         "`{network}` | {label} | {parameters:,} | {finals} | **{mean}** | {lowest:.2f} | {tta:.2f}",
-        accuracies("tuned"),
-        f"{COMMAND} --seeds SEEDS",
+        accuracies(recipe),
+        f"{COMMAND} --recipe {recipe} --seeds SEEDS",
     )
 
 
@@ -351,19 +373,64 @@ def reference_table() -> str:
     )
 
 
+def frontier() -> list[Row]:
+    """The recipe `tuned` over seeds on the CPU for every size of network, the smallest first."""
+    rows = accuracies("tuned", (*NETWORKS, *FRONTIER), device="cpu")
+    return sorted(rows, key=lambda row: row["parameters"])
+
+
+def frontier_table() -> str:
+    """How accurate a network of so many parameters is."""
+    return make_table(
+        "parameters | network | framework | seeds | last epoch, mean ± deviation | lowest",
+        "{parameters:,} | `{network}` | {label} | {seeds} | **{mean}** | {lowest:.2f}",
+        frontier(),
+        f"{COMMAND} --seeds SEEDS",
+    )
+
+
+def draw_frontier() -> bytes:
+    """Parameters and mean accuracies of `frontier`, and single published runs, as PNG bytes."""
+    figure, axes = console.subplots(figsize=(8, 4.5))
+    for framework, colour in (("torch", "C0"), ("jax", "C1")):
+        rows = [row for row in frontier() if row["framework"] == framework]
+        points = [(row["parameters"], np.mean([100 * seed["final"] for seed in row["rows"]])) for row in rows]
+        deviations = [row["deviation"] for row in rows]
+        axes.errorbar(
+            *zip(*points, strict=True),
+            deviations,
+            fmt="o",
+            capsize=3,
+            color=colour,
+            alpha=0.8,
+            label=f"{LABELS[framework]}, mean and deviation over seeds",
+        )
+    for number, (parameters, percent, epoch, _) in enumerate(ELSEWHERE):
+        label = None if number else "published, a single run"
+        axes.plot(parameters, percent, "o", mfc="none", color="grey", label=label)
+        axes.annotate(epoch, (parameters, percent), (4, -10), textcoords="offset points", fontsize=8)
+    axes.axhline(100 * GOAL, ls="--", color="grey", lw=1)
+    axes.set_xscale("log")
+    ticks = [700, 1_000, 2_000, 3_000, 4_000, 6_000, 10_000]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="parameters", ylabel="accuracy on the test images (%)")
+    axes.legend(loc="lower right")
+    return console.encode_png(figure)
+
+
 def trials_table() -> str:
-    """The trials of the networks, each over its seeds, the lowest loss first."""
+    """Every trial on the hold-out, over its seeds: by network, the lowest loss first."""
     rows = []
     for group in grouped(newest("tuning", "network", "changes", "framework", "seed"), "network", "changes"):
-        if group[0]["network"] in NETWORKS:  # the record has former networks, too
-            means = {key: np.mean([row[key] for row in group]) for key in ("val_loss", "train_loss")}
-            final = 100 * np.mean([row["final"] for row in group])
-            rows.append(group[0] | means | {"final": final, "rows": group, "seeds": len(group)})
+        means = {key: np.mean([row[key] for row in group]) for key in ("val_loss", "train_loss")}
+        final = 100 * np.mean([row["final"] for row in group])
+        rows.append(group[0] | means | {"final": final, "rows": group, "seeds": len(group)})
     return make_table(
-        "network | changes | parameters | seeds | loss | accuracy | training loss",
-        "`{network}` | {changes} | {parameters:,} | {seeds} | {val_loss:.4f} | {final:.2f} "
+        "parameters | network | changes | seeds | loss | accuracy | training loss",
+        "{parameters:,} | `{network}` | {changes} | {seeds} | {val_loss:.4f} | {final:.2f} "
         "| {train_loss:.4f}",
-        sorted(rows, key=lambda row: row["val_loss"]),
+        sorted(rows, key=lambda row: (row["parameters"], row["network"], row["val_loss"])),
         f"{COMMAND} --framework torch --split holdout --changes CHANGES --seeds SEEDS",
     )
 

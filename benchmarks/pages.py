@@ -41,10 +41,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "precisions": partial(
         training.precisions_table, "net9954", "float32 bfloat16 float64 bitwise --rounds 3"
     ),
-    "seeds": accuracy.seeds_table,
+    "seeds": partial(accuracy.seeds_table, "tuned"),
     "equivalence": accuracy.equivalence_table,
     "reference": accuracy.reference_table,
-    "recipes": accuracy.trials_table,
+    "fast": partial(accuracy.seeds_table, "fast"),
+    "frontier": accuracy.frontier_table,
+    "trials": accuracy.trials_table,
     "steps": training.steps_table,
     "time": training.time_table,
     "precision": partial(training.precisions_table, "net10040", "float32 bfloat16"),
@@ -62,6 +64,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "lockstep-bits.png": lockstep.draw_whole_runs,
     "lockstep-float32.png": partial(lockstep.draw_run, lockstep.FLOAT32_RUN),
     "accuracy.png": accuracy.draw_accuracy,
+    "frontier.png": accuracy.draw_frontier,
     "twins.svg": draw_twins,
 }
 

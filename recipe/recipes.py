@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from recipe.console import UserError
+from recipe.networks import get_network
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,22 @@ _TUNED = Recipe(
 )
 
 _WIDE = replace(_TUNED, rotation=12.0, shift=2.0, scale=0.12, shear=8.0, final_augmentation=0.5)
+# A small network learns no image by heart, and wide augmentation keeps it from learning enough.
+_SMALL = replace(
+    _TUNED, batch=32, weight_decay=1e-5, rotation=6.0, shift=1.0, scale=0.05, shear=2.0, dropout=0.05
+)
+_SMALL_PARAMETERS = 5_000  # a network with fewer is small
+# In three epochs no image is learned by heart, so there is nothing that augmentation could prevent.
+_FAST = Recipe(
+    "fast",
+    epochs=3,
+    batch=64,
+    lr=0.15,
+    warmup=0.15,
+    nesterov=True,
+    weight_decay=1e-3,
+    ema_decay=0.998,
+)
 
 _RECIPES: dict[tuple[str, str], Recipe] = {
     ("net10040", "reference"): replace(_PUBLISHED, epochs=20, dropout=0.05),
@@ -64,10 +81,10 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
     ("net9954", "tuned"): replace(_TUNED, weight_decay=5e-4),
     ("net9808", "tuned"): _WIDE,
 }
-# For a network that the user lists; dropout changes only one that has such a layer.
-_OWN = {"tuned": replace(_WIDE, dropout=0.05), "reference": _PUBLISHED}
+# For any other network; dropout changes only one that has such a layer.
+_OWN = {"tuned": replace(_WIDE, dropout=0.05), "reference": _PUBLISHED, "fast": _FAST}
 
-RECIPES = ("tuned", "reference")
+RECIPES = ("tuned", "reference", "fast")
 
 
 Precision = Literal["float32", "float64", "bfloat16", "bitwise"]
@@ -91,13 +108,15 @@ PRECISIONS: dict[Precision, Arithmetic] = {
 
 
 def get_recipe(network: str, name: str) -> Recipe:
-    """The recipe of that name for a network, by the network's name.
+    """The recipe of that name for a network, by the network's name or its list of layers.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or no such network.
     """
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}; choose one of: {', '.join(RECIPES)}")
+    if name == "tuned" and get_network(network).parameter_count < _SMALL_PARAMETERS:
+        return _SMALL
     return _RECIPES.get((network, name), _OWN[name])
 
 

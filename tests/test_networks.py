@@ -59,6 +59,15 @@ TYPED_IN = {
         "layers": "C1NR P C1NR C1NR C1s2NR C1s3NR P C1NR C1NR C1s6NR C1s7NR A C",
         "total": 9_808,
     },
+    "net17816": {
+        "conv": [72, 1152, 2304, 3456, 5184, 5184, 240],
+        "norm": [16, 32, 32, 48, 48, 48],
+        "shapes": [
+            (8, 28, 28), (16, 14, 14), (16, 14, 14), (24, 7, 7), (24, 7, 7), (24, 7, 7), (10, 1, 1),
+        ],
+        "layers": "C1NR P C1NR C1NR P C1NR C1NR C1NR A C",
+        "total": 17_816,
+    },
 }  # fmt: skip
 
 

@@ -116,7 +116,13 @@ def compare(
     return run_lockstep(trainers, network, recipe, len(dataset.train_images), steps)[1]
 
 
-CASES = [(network, recipe) for network in NETWORKS for recipe in RECIPES]
+# Each network with the recipes that it is meant for.
+CASES = [
+    (network, recipe)
+    for network in NETWORKS
+    for recipe in RECIPES
+    if (recipe == "fast") == (network == "net17816")
+]
 QUICK = ("net9954", "reference")
 
 

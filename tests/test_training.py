@@ -16,7 +16,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import training
 from benchmarks.baselines import flax_script, torch_script
 from benchmarks.record import read_rows
-from benchmarks.training import SCRIPTED, Contender, Ours, Script, TrainingOptions, main
+from benchmarks.training import (
+    BASELINE,
+    BASELINE_EPOCHS,
+    SCRIPTED,
+    Contender,
+    Ours,
+    Script,
+    TrainingOptions,
+    main,
+)
 from benchmarks.workers import Worker
 from recipe.console import UserError
 from recipe.networks import get_network
@@ -99,11 +108,12 @@ def test_steps_go_on_where_the_last_call_stopped(tiny):
     np.testing.assert_array_equal(seen[-1], ours.plan.indices[: ours.plan.steps - 4])
 
 
-def test_training_stops_at_the_target_or_with_the_schedule(tiny):
-    ours = Ours(OURS, tiny)
+def test_a_whole_training_knows_when_it_reached_the_target(tiny):
+    ours = Ours(replace(OURS, recipe=replace(OURS.recipe, epochs=2)), tiny)
     for target, epochs in ((0.01, 1), (1.1, 2)):
-        row = ours.run_to_target(2, 0, target)
+        row = ours.run_whole(0, target)
         assert (row["epochs"], row["reached"]) == (epochs, target < 1)
+        assert row["seconds"] == row["whole_s"] if epochs == 2 else row["seconds"] < row["whole_s"]
 
 
 @pytest.mark.slow
@@ -151,8 +161,10 @@ def test_the_whole_benchmark_in_small(tmp_path, monkeypatch):
     assert ours["speedup"] == pytest.approx(script["step_ms"] / ours["step_ms"], rel=1e-4)
     assert ours["epoch_accuracy"] > 0 and script["epoch_s"] > 0
     main(replace(options, contenders=("torch",), time_to_accuracy=1, seeds=2))
-    (row,) = read_rows("training", tmp_path / "runs" / "bench", measure="accuracy")
+    row, baseline = read_rows("training", tmp_path / "runs" / "bench", measure="accuracy")
     assert (row["seeds"], row["reached"], row["epochs"]) == (2, 0, 1)
+    assert (baseline["network"], baseline["schedule"], baseline["ratio"]) == (BASELINE, BASELINE_EPOCHS, 1)
+    assert row["ratio"] < 1
 
 
 @pytest.mark.parametrize(
