@@ -63,14 +63,7 @@ _SMALL = replace(
 _SMALL_PARAMETERS = 5_000  # a network with fewer is small
 # In three epochs no image is learned by heart, so there is nothing that augmentation could prevent.
 _FAST = Recipe(
-    "fast",
-    epochs=3,
-    batch=64,
-    lr=0.15,
-    warmup=0.15,
-    nesterov=True,
-    weight_decay=1e-3,
-    ema_decay=0.998,
+    "fast", epochs=3, batch=64, lr=0.1, warmup=0.15, nesterov=True, weight_decay=1e-3, ema_decay=0.999
 )
 
 _RECIPES: dict[tuple[str, str], Recipe] = {
