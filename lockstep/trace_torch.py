@@ -4,6 +4,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -361,6 +362,7 @@ class TorchModel:
     def __init__(
         self, module: torch.nn.Module, args: tuple, kwargs: dict, loss: Any = None, stir: bool = True
     ):
+        module = _eager(module)
         self.original, self.args, self.kwargs, self.loss = module, args, kwargs, loss
         floats = [p for p in module.parameters() if p.is_floating_point()]
         self.narrowest = min((p.element_size() for p in floats), default=4)
@@ -532,7 +534,7 @@ class _Draw(TorchDispatchMode):
 
 
 class _plain_kernels:
-    """No fast path, attention in its mathematical form, constants in a given type."""
+    """No compiled code or fast path, attention in its mathematical form, constants in a given type."""
 
     def __init__(self, dtype: torch.dtype = torch.float64):
         self.dtype = dtype
@@ -541,11 +543,13 @@ class _plain_kernels:
         self.old = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled()
         torch.set_default_dtype(self.dtype)
         torch.backends.mha.set_fastpath_enabled(False)
-        self.attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-        self.attention.__enter__()
+        self.contexts = ExitStack()
+        self.contexts.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
+        if "torch._dynamo" in sys.modules:  # without it, nothing in the model can be compiled
+            self.contexts.enter_context(torch.compiler.set_stance("force_eager"))
 
     def __exit__(self, *error: Any) -> None:
-        self.attention.__exit__(*error)
+        self.contexts.close()
         torch.set_default_dtype(self.old[0])
         torch.backends.mha.set_fastpath_enabled(self.old[1])
 
@@ -575,6 +579,28 @@ def _numbers(module: torch.nn.Module) -> np.ndarray:
     floats = (t for _, t in _tensors(module) if t.is_floating_point() or t.is_complex())
     parts = [array(t).ravel() for t in floats]
     return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _eager(module: torch.nn.Module) -> torch.nn.Module:
+    """The module without torch.compile, whose code stays bound to the parameters that it has now."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled
+        return module
+    from torch._dynamo import OptimizedModule
+
+    def compiled(part: torch.nn.Module) -> bool:
+        own = hasattr(vars(part).get("forward"), "_torchdynamo_orig_callable")
+        return own or isinstance(part, OptimizedModule) or part._compiled_call_impl is not None
+
+    if not any(map(compiled, module.modules())):
+        return module
+    around = copy.deepcopy(torch.nn.Sequential(module))
+    for part in list(around.modules()):
+        part._compiled_call_impl = None
+        for name, child in part._modules.items():
+            part._modules[name] = child._orig_mod if isinstance(child, OptimizedModule) else child
+        if compiled(part) and not isinstance(part, OptimizedModule):
+            del part.forward
+    return around[0]
 
 
 def _copy(module: torch.nn.Module) -> torch.nn.Module:

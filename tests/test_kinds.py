@@ -130,6 +130,23 @@ def test_pytorch_against(make):
     check(reference(), make)
 
 
+def compile_forward(module):
+    module.forward = torch.compile(module.forward)
+    return module
+
+
+def compile_itself(module):
+    module.compile()
+    return module
+
+
+@pytest.mark.parametrize(
+    "compiled", [torch.compile, compile_forward, compile_itself, lambda m: nn.Sequential(torch.compile(m))]
+)
+def test_a_compiled_module_is_compared_as_it_was_written(compiled):
+    check(compiled(reference()), NNX)
+
+
 def test_linen_against_nnx():
     check(make_linen(), NNX)
 

@@ -35,8 +35,15 @@ def test_reference_is_what_was_published():
     np.testing.assert_array_equal(learning_rates(recipe, 5), np.full(5, 0.01))
 
 
+def test_a_small_network_gets_a_recipe_of_its_own():
+    small, large = (get_recipe(f"{channels} {channels} average 10x1", "tuned") for channels in (20, 24))
+    assert get_network("20 20 average 10x1").parameter_count < 5_000
+    assert small.batch < large.batch and small.rotation < large.rotation and small.weight_decay < 1e-4
+    assert small.name == large.name == "tuned"
+
+
 def test_unknown_recipe_is_named():
-    with pytest.raises(UserError, match=r"'best'.*tuned, reference"):
+    with pytest.raises(UserError, match=r"'best'.*tuned, reference, fast"):
         get_recipe("net9954", "best")
 
 
