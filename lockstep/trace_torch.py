@@ -66,6 +66,11 @@ class Lift(TorchDispatchMode):
         super().__init__()
         self.narrowest = narrowest  # bytes of the model's narrowest parameter
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else PyTorch imports its compiler, which takes longer than the comparison of a small model.
+        return False
+
     def prepare(self, func: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The arguments of an operation with every narrow type widened."""
         asked = kwargs.get("dtype")
@@ -527,6 +532,10 @@ class TorchModel:
 
 class _Draw(TorchDispatchMode):
     """Fixed numbers for random ones, in any type."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see `Lift`
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
