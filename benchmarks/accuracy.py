@@ -303,10 +303,12 @@ COMMAND = "benchmarks.accuracy --network NETWORK"
 
 
 def recorded_seeds(recipe: str, networks: Sequence[str] = tuple(NETWORKS), **where: Any) -> list[Row]:
-    """The newest measurement of each seed on MNIST, by network; see `read_rows` for ``where``."""
+    """The newest measurement of each seed on MNIST, PyTorch's first; see `read_rows` for ``where``."""
     rows = newest("seeds", "network", "framework", "device", "seed", recipe=recipe, dataset="mnist", **where)
     rows = [row for row in rows if row["network"] in networks]  # the record has former networks, too
-    return sorted(rows, key=lambda row: (networks.index(row["network"]), row["seed"]))
+    return sorted(
+        rows, key=lambda row: (networks.index(row["network"]), row["framework"] == "jax", row["seed"])
+    )
 
 
 def accuracies(recipe: str, networks: Sequence[str] = tuple(NETWORKS), **where: Any) -> list[Row]:
