@@ -319,6 +319,7 @@ def accuracies(recipe: str, networks: Sequence[str] = tuple(NETWORKS), **where: 
         summary = {
             "rows": group,
             "seeds": len(group),
+            "percent": final.mean(),
             "deviation": final.std(ddof=1) if len(final) > 1 else 0.0,
             "label": LABELS[first["framework"]]
             + ("" if first["device"] == "cpu" else f", {first['device']}"),
@@ -394,19 +395,10 @@ def frontier_table() -> str:
 def draw_frontier() -> bytes:
     """Parameters and mean accuracies of `frontier`, and single published runs, as PNG bytes."""
     figure, axes = console.subplots(figsize=(8, 4.5))
-    for framework, colour in (("torch", "C0"), ("jax", "C1")):
-        rows = [row for row in frontier() if row["framework"] == framework]
-        points = [(row["parameters"], np.mean([100 * seed["final"] for seed in row["rows"]])) for row in rows]
-        deviations = [row["deviation"] for row in rows]
-        axes.errorbar(
-            *zip(*points, strict=True),
-            deviations,
-            fmt="o",
-            capsize=3,
-            color=colour,
-            alpha=0.8,
-            label=f"{LABELS[framework]}, mean and deviation over seeds",
-        )
+    for rows in grouped(frontier(), "framework"):  # PyTorch's first, as their colours are
+        columns = ([row[key] for row in rows] for key in ("parameters", "percent", "deviation"))
+        label = f"{LABELS[rows[0]['framework']]}, mean and deviation over seeds"
+        axes.errorbar(*columns, fmt="o", capsize=3, alpha=0.8, label=label)
     for number, (parameters, percent, epoch, _) in enumerate(ELSEWHERE):
         label = None if number else "published, a single run"
         axes.plot(parameters, percent, "o", mfc="none", color="grey", label=label)
