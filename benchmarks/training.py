@@ -339,8 +339,8 @@ def measure_accuracy(
     """
     short = replace(get_recipe(BASELINE, "tuned"), epochs=BASELINE_EPOCHS)
     ours = [replace(each, recipe=replace(each.recipe, epochs=schedule)) for each in contenders]
-    baselines = [replace(each, network=BASELINE, recipe=short) for each in ours]
-    everyone = list(dict.fromkeys([*ours, *baselines]))
+    baseline_of = {each: replace(each, network=BASELINE, recipe=short) for each in ours}
+    everyone = list(dict.fromkeys([*ours, *baseline_of.values()]))
     results: dict[Contender, list[Row]] = {each: [] for each in everyone}
     turns = [everyone, everyone[::-1]]
     with (
@@ -355,20 +355,16 @@ def measure_accuracy(
                 results[each].append(processes[each].call("run_whole", seed))
                 advance(f"{each.network}, {processes[each].label}, seed {seed}")
     rows = []
-    for each, baseline in zip(ours, baselines, strict=True):
-        for measured in dict.fromkeys([each, baseline]):
-            runs = results[measured]
-            means = ("epochs", "seconds", "best", "final", "whole_s")
-            figures = {key: float(np.mean([run[key] for run in runs])) for key in means}
-            seconds = [run["seconds"] for run in runs]
-            figures |= {"seconds_low": min(seconds), "seconds_high": max(seconds)}
-            pairs = zip(runs, results[baseline], strict=True)
-            figures |= {
-                "ratio": float(np.median([run["whole_s"] / beside["whole_s"] for run, beside in pairs]))
-            }
-            figures |= {"schedule": measured.recipe.epochs, "seeds": seeds}
-            figures |= {"reached": sum(run["reached"] for run in runs)}
-            rows.append(measured.row("accuracy", **figures))
+    for each, runs in results.items():
+        means = ("epochs", "seconds", "best", "final", "whole_s")
+        figures = {key: float(np.mean([run[key] for run in runs])) for key in means}
+        seconds = [run["seconds"] for run in runs]
+        figures |= {"seconds_low": min(seconds), "seconds_high": max(seconds)}
+        pairs = zip(runs, results[baseline_of.get(each, each)], strict=True)
+        figures |= {"ratio": float(np.median([run["whole_s"] / beside["whole_s"] for run, beside in pairs]))}
+        figures |= {"schedule": each.recipe.epochs, "seeds": seeds}
+        figures |= {"reached": sum(run["reached"] for run in runs)}
+        rows.append(each.row("accuracy", **figures))
     return rows
 
 
