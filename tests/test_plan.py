@@ -38,7 +38,7 @@ def test_reference_is_what_was_published():
 def test_a_small_network_gets_a_recipe_of_its_own():
     small, large = (get_recipe(f"{channels} {channels} average 10x1", "tuned") for channels in (20, 24))
     assert get_network("20 20 average 10x1").parameter_count < 5_000
-    assert small.batch < large.batch and small.rotation < large.rotation
+    assert small.weight_decay > large.weight_decay
     assert small.name == large.name == "tuned"
 
 
