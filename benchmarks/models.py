@@ -29,7 +29,7 @@ PACKAGES = ("torch", "jax", "flax", "onnx", "onnxruntime")
 
 @dataclass(frozen=True)
 class ModelsOptions:
-    """Export the runs of runs/models/ to models/; without them, print the commands that train them."""
+    """Export the runs of runs/models/ to models/, and those there again; print what trains the others."""
 
     data_dir: Path | None = option(
         None, "Folder with the four original MNIST files (or set MNIST_DIR)", metavar="DIR"
@@ -37,11 +37,12 @@ class ModelsOptions:
 
 
 def middle_seeds() -> list[Row]:
-    """Of the first ten seeds of a network in a framework the one in the middle, of two the lower one."""
+    """Of a network's ten first seeds in a framework the one in the middle, of two the lower one."""
     first = [row for row in recorded_seeds("tuned", device="cpu") if row["seed"] < SEEDS]
     return [
-        sorted(group, key=lambda row: (row["final"], row["seed"]))[(len(group) - 1) // 2]
+        sorted(group, key=lambda row: (row["final"], row["seed"]))[(SEEDS - 1) // 2]
         for group in grouped(first, "network", "framework")
+        if len(group) == SEEDS
     ]
 
 
@@ -56,18 +57,24 @@ def training_command(seed: Row) -> str:
     return f"taskset -c 0 python -m {seed['framework']}_impl.train {options}"
 
 
-def publish(seed: Row, data_dir: Path | None) -> Row:
+def find_run(seed: Row) -> Path | None:
+    """The checkpoint of a run that was chosen: a new one, else the published one; None: it is to be trained."""
+    paths = (folder / folder_of(seed) / FILE_NAME for folder in (RUNS, MODELS))
+    return next((path for path in paths if path.exists()), None)
+
+
+def publish(seed: Row, path: Path, data_dir: Path | None) -> Row:
     """Write the checkpoint and the ONNX files of one run to models/ and return its entry in the list.
 
     Args:
         seed: the measurement that chose the run.
+        path: the run's checkpoint.
         data_dir: folder with MNIST.
 
     Raises:
         UserError: the run is not the one that was chosen, or its file cannot be verified.
     """
     folder = folder_of(seed)
-    path = RUNS / folder / FILE_NAME
     run = load_checkpoint(path)
     chosen = {key: seed[key] for key in ("network", "framework", "seed")}
     fits = all(getattr(run.config, key) == value for key, value in (chosen | {"threads": 1}).items())
@@ -94,14 +101,14 @@ def publish(seed: Row, data_dir: Path | None) -> Row:
 
 def main(options: ModelsOptions) -> None:
     """Publish every run, or say which are missing."""
-    seeds = middle_seeds()
-    missing = [seed for seed in seeds if not (RUNS / folder_of(seed) / FILE_NAME).exists()]
+    runs = [(seed, find_run(seed)) for seed in middle_seeds()]
+    missing = [seed for seed, path in runs if path is None]
     for seed in missing:
         console.show_line(training_command(seed))
     if missing:
         raise UserError(f"{RUNS} lacks the runs of these {len(missing)} commands; run them first")
     about = origin(PACKAGES)
-    entries = [publish(seed, options.data_dir) | about for seed in seeds]
+    entries = [publish(seed, path, options.data_dir) | about for seed, path in runs if path]
     write_atomically(MODEL_LIST, (json.dumps({"models": entries}, indent=2) + "\n").encode())
     console.show_line(f"{len(entries)} models -> models/; python -m benchmarks.pages makes their table")
 
