@@ -56,7 +56,8 @@ _TUNED = Recipe(
 )
 
 _WIDE = replace(_TUNED, rotation=12.0, shift=2.0, scale=0.12, shear=8.0, final_augmentation=0.5)
-_SMALL = replace(_WIDE, weight_decay=3e-4, dropout=0.05)
+_UNNAMED = replace(_WIDE, dropout=0.05)  # dropout changes only a network that has such a layer
+_SMALL = replace(_UNNAMED, weight_decay=3e-4)
 _SMALL_PARAMETERS = 5_000  # a network with fewer is small
 # In three epochs no image is learned by heart, so there is nothing that augmentation could prevent.
 _FAST = Recipe(
@@ -71,8 +72,8 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
     ("net9954", "tuned"): replace(_TUNED, weight_decay=5e-4),
     ("net9808", "tuned"): _WIDE,
 }
-# For any other network; dropout changes only one that has such a layer.
-_OWN = {"tuned": replace(_WIDE, dropout=0.05), "reference": _PUBLISHED, "fast": _FAST}
+# For any other network.
+_OWN = {"tuned": _UNNAMED, "reference": _PUBLISHED, "fast": _FAST}
 
 RECIPES = ("tuned", "reference", "fast")
 

@@ -24,8 +24,9 @@ entries = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["fol
 
 def test_every_network_is_there_from_each_framework():
     there = [(entry["network"], entry["framework"]) for entry in ENTRIES]
-    whole = [folder_of(row) for row in recorded_seeds("tuned", device="cpu") if row["seed"] == models.SEEDS - 1]
-    assert [f"{network}-{framework}" for network, framework in there] == whole
+    last = [row for row in recorded_seeds("tuned", device="cpu") if row["seed"] == models.SEEDS - 1]
+    tuned = dict.fromkeys(row["network"] for row in last)
+    assert there == [(network, framework) for network in tuned for framework in ("torch", "jax")]
 
 
 @entries
@@ -69,5 +70,5 @@ def test_accuracy_on_mnist(entry, mnist):
 def test_without_the_runs_they_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(models, "MODELS", tmp_path)
-    with pytest.raises(UserError, match=f"{len(ENTRIES)} commands"):
+    with pytest.raises(UserError, match="6 commands"):
         models.main(ModelsOptions())
