@@ -58,7 +58,7 @@ def training_command(seed: Row) -> str:
 
 
 def find_run(seed: Row) -> Path | None:
-    """The checkpoint of a run that was chosen: a new one, else the published one; None: it is to be trained."""
+    """The checkpoint of a run that was chosen: a new one, else the published one, else None (train it)."""
     paths = (folder / folder_of(seed) / FILE_NAME for folder in (RUNS, MODELS))
     return next((path for path in paths if path.exists()), None)
 
