@@ -17,13 +17,22 @@ from benchmarks.tables import LABELS, make_table
 from export.images import load_images
 from export.pipeline import export
 from recipe import console
-from recipe.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint, state_digest, write_atomically
+from recipe.checkpoint import (
+    FILE_NAME,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    state_digest,
+    write_atomically,
+)
 from recipe.console import UserError, option, run_command
+from recipe.recipes import get_recipe
 
 MODELS = RESULTS.parent / "models"
 MODEL_LIST = MODELS / "models.json"
 RUNS = Path("runs") / "models"
 SEEDS = 10  # models/ has the run in the middle of so many; the number was fixed before the first
+CHOSEN = ("network", "framework", "seed")  # what says which run is published
 PACKAGES = ("torch", "jax", "flax", "onnx", "onnxruntime")
 
 
@@ -57,40 +66,42 @@ def training_command(seed: Row) -> str:
     return f"taskset -c 0 python -m {seed['framework']}_impl.train {options}"
 
 
-def find_run(seed: Row) -> Path | None:
-    """The checkpoint of a run that was chosen: a new one, else the published one, else None (train it)."""
-    paths = (folder / folder_of(seed) / FILE_NAME for folder in (RUNS, MODELS))
-    return next((path for path in paths if path.exists()), None)
+def find_run(seed: Row) -> Checkpoint | None:
+    """The whole run that was chosen: from runs/models/, else the published one, else None (train it)."""
+    recipe = get_recipe(seed["network"], "tuned")
+    chosen = {key: seed[key] for key in CHOSEN} | {"threads": 1, "recipe": recipe}
+    for path in (folder / folder_of(seed) / FILE_NAME for folder in (RUNS, MODELS)):
+        if path.exists():
+            run = load_checkpoint(path)
+            fits = all(getattr(run.config, key) == value for key, value in chosen.items())
+            if fits and len(run.metrics) == recipe.epochs:
+                return run
+    return None
 
 
-def publish(seed: Row, path: Path, data_dir: Path | None) -> Row:
+def publish(seed: Row, run: Checkpoint, data_dir: Path | None) -> Row:
     """Write the checkpoint and the ONNX files of one run to models/ and return its entry in the list.
 
     Args:
         seed: the measurement that chose the run.
-        path: the run's checkpoint.
+        run: the run.
         data_dir: folder with MNIST.
 
     Raises:
-        UserError: the run is not the one that was chosen, or its file cannot be verified.
+        UserError: a file cannot be verified.
     """
-    folder = folder_of(seed)
-    run = load_checkpoint(path)
-    chosen = {key: seed[key] for key in ("network", "framework", "seed")}
-    fits = all(getattr(run.config, key) == value for key, value in (chosen | {"threads": 1}).items())
-    if not fits or len(run.metrics) != len(seed["accuracies"]):
-        raise UserError(f"{path} is not a whole run of {training_command(seed)}; remove it and train again")
     images = load_images(run, data_dir)
     if images.name != "mnist":
         raise UserError(f"models/ needs MNIST: {images.note}")
     answers = export(run, images)
+    folder = folder_of(seed)
     published = MODELS / folder
     published.mkdir(parents=True, exist_ok=True)
     # The losses are half of a checkpoint, and nothing that uses a model reads them.
     save_checkpoint(published / FILE_NAME, dataclasses.replace(run, losses=np.empty(0)))
     write_atomically(published / "model.onnx", answers.content)
     write_atomically(published / "feature-maps.onnx", export(run, images, feature_maps=True).content)
-    return chosen | {
+    return {key: seed[key] for key in CHOSEN} | {
         "parameters": run.network.parameter_count,
         "accuracy": answers.accuracy,
         "digest": state_digest(run.tensors),
@@ -102,13 +113,13 @@ def publish(seed: Row, path: Path, data_dir: Path | None) -> Row:
 def main(options: ModelsOptions) -> None:
     """Publish every run, or say which are missing."""
     runs = [(seed, find_run(seed)) for seed in middle_seeds()]
-    missing = [seed for seed, path in runs if path is None]
+    missing = [seed for seed, run in runs if run is None]
     for seed in missing:
         console.show_line(training_command(seed))
     if missing:
         raise UserError(f"{RUNS} lacks the runs of these {len(missing)} commands; run them first")
     about = origin(PACKAGES)
-    entries = [publish(seed, path, options.data_dir) | about for seed, path in runs if path]
+    entries = [publish(seed, run, options.data_dir) | about for seed, run in runs if run]
     write_atomically(MODEL_LIST, (json.dumps({"models": entries}, indent=2) + "\n").encode())
     console.show_line(f"{len(entries)} models -> models/; python -m benchmarks.pages makes their table")
 

@@ -70,5 +70,11 @@ def test_accuracy_on_mnist(entry, mnist):
 def test_without_the_runs_they_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(models, "MODELS", tmp_path)
-    with pytest.raises(UserError, match="6 commands"):
+    with pytest.raises(UserError, match=f"{len(models.middle_seeds())} commands"):
         models.main(ModelsOptions())
+
+
+def test_a_run_of_another_seed_is_asked_for_again():
+    chosen = models.middle_seeds()[0]
+    assert models.find_run(chosen)
+    assert models.find_run(chosen | {"seed": chosen["seed"] + 1}) is None
