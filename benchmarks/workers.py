@@ -204,11 +204,11 @@ class MatrixProduct:
 def convolution_flops(network: Network) -> list[int]:
     """Floating-point operations of each convolution for one image.
 
-    A convolution with a K x K kernel, I channels in and O channels of H x W out takes 2 K K I O H W, the
-    zeros at the border counted. All else is left out: it is bound by memory.
+    A convolution with a K x K kernel, I channels in and O channels of H x W out takes 2 K K I O H W, a
+    depthwise one 2 K K O H W, the zeros at the border counted. All else is left out: it is bound by memory.
     """
     return [
-        2 * layer.operation.kernel**2 * layer.in_shape[0] * prod(layer.out_shape)
+        2 * prod(network.parameters[f"{layer.owner}.weight"]) * prod(layer.out_shape[1:])
         for layer in network.layers
         if isinstance(layer.operation, Conv)
     ]

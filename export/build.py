@@ -33,12 +33,13 @@ def build_model(network: Network, steps: Sequence[Step]) -> onnx.ModelProto:
     value = INPUT
     for step in steps:
         match step:
-            case Convolution(name, weight, bias, pad):
+            case Convolution(name, weight, bias, pad, _, depthwise):
                 inputs = [constant(f"{name}.weight", weight)]
                 if np.any(bias):
                     inputs.append(constant(f"{name}.bias", bias))
-                side = weight.shape[-1]
-                value = node("Conv", name, value, *inputs, kernel_shape=[side, side], pads=[pad] * 4)
+                form: dict[str, Any] = {"kernel_shape": weight.shape[2:], "pads": [pad] * 4}
+                form |= {"group": len(weight)} if depthwise else {}
+                value = node("Conv", name, value, *inputs, **form)
             case Affine(name, scale, shift):
                 scale, shift = scale[:, None, None], shift[:, None, None]
                 if np.any(scale != 1):

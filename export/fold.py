@@ -34,6 +34,7 @@ class Convolution:
     bias: np.ndarray  # float64 (O,)
     pad: int
     side: int  # height and width of its input
+    depthwise: bool = False  # each channel by itself: the weight is O1HW
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ def steps_of(network: Network, tensors: Tensors) -> list[Step]:
     for layer in network.layers:
         name = layer.name
         match layer.operation:
-            case Conv(channels, _, pad, bias):
+            case Conv(channels, _, pad, bias, _, depthwise):
                 weight = values[f"{layer.owner}.weight"]
                 shift = values[f"{layer.owner}.bias"] if bias else np.zeros(channels)
-                steps.append(Convolution(name, weight, shift, pad, layer.in_shape[1]))
+                steps.append(Convolution(name, weight, shift, pad, layer.in_shape[1], depthwise))
             case Norm(epsilon):
                 scale = values[f"{name}.weight"] / np.sqrt(values[f"{name}.running_var"] + epsilon)
                 shift = values[f"{name}.bias"] - values[f"{name}.running_mean"] * scale
@@ -96,8 +97,9 @@ def _rewrite(first: Step, second: Step) -> list[Step] | None:
             weight = first.weight * second.scale[:, None, None, None]
             return [replace(first, weight=weight, bias=first.bias * second.scale + second.shift)]
         case Affine(), Convolution(pad=0):
-            bias = second.bias + np.einsum("oihw,i->o", second.weight, first.shift)
-            return [replace(second, weight=second.weight * first.scale[None, :, None, None], bias=bias)]
+            answer = (second.weight * _per_input(second, first.shift)).sum((1, 2, 3))
+            weight = second.weight * _per_input(second, first.scale)
+            return [replace(second, weight=weight, bias=second.bias + answer)]
         case Affine(), Convolution():
             return _fold_before_padding(first, second)
         case Affine(), Plain(operation=MaxPool()):
@@ -109,11 +111,16 @@ def _rewrite(first: Step, second: Step) -> list[Step] | None:
     return None
 
 
+def _per_input(convolution: Convolution, values: np.ndarray) -> np.ndarray:
+    """One value per input channel in the shape in which it meets the weight."""
+    return values[:, None, None, None] if convolution.depthwise else values[None, :, None, None]
+
+
 def _fold_before_padding(affine: Affine, convolution: Convolution) -> list[Step] | None:
     """The padding adds zeros *after* the affine, so only the scale moves: s x + t = s (x + t / s)."""
     if np.all(affine.scale == 1) or not np.all(affine.scale):
         return None
-    weight = convolution.weight * affine.scale[None, :, None, None]
+    weight = convolution.weight * _per_input(convolution, affine.scale)
     rest = Affine(affine.name, np.ones_like(affine.scale), affine.shift / affine.scale)
     kept: list[Step] = [rest] if np.any(rest.shift) else []
     return [*kept, replace(convolution, weight=weight)]
@@ -133,8 +140,11 @@ def _fold_before_maximum(affine: Affine, pool: Plain) -> list[Step] | None:
 def _merge_convolutions(first: Convolution, second: Convolution) -> list[Step] | None:
     """One convolution in place of two, if it multiplies less often.
 
-    The second must not pad: it sees zeros at the border, a merged one the first's response to zeros.
+    The second must not pad: it sees zeros at the border, a merged one the first's response to zeros. A
+    depthwise one would lose what it saves.
     """
+    if first.depthwise or second.depthwise:
+        return None
     merged = _compose(first, second)
     fewer = multiplications(merged) < multiplications(first) + multiplications(second)
     return [merged] if fewer else None

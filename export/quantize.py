@@ -86,10 +86,12 @@ def _balance(model: onnx.ModelProto, images: np.ndarray) -> None:
         if node.op_type == "Conv":
             kernel = values[node.input[1]]
             if before is not None:
-                weights = np.abs(kernel).max((0, 2, 3))
+                depthwise = any(attribute.name == "group" for attribute in node.attribute)
+                by_input = kernel if depthwise else kernel.swapaxes(0, 1)
+                weights = np.abs(by_input).max((1, 2, 3))
                 used = (weights > 0) & (between > 0)
                 factor = np.sqrt(np.divide(weights, between, out=np.ones_like(weights), where=used))
-                kernel /= factor[:, None, None]
+                by_input /= factor[:, None, None, None]
                 for name in before.input[1:]:  # kernel and, if it has one, bias
                     values[name] *= factor.reshape(-1, *[1] * (values[name].ndim - 1))
             before = node

@@ -25,7 +25,10 @@ BY_IMAGE = (jnp.float64,)  # types whose convolutions are done image by image on
 
 
 def conv2d(x: Array, kernel: Array, bias: Array | None, pad: int, on_cpu: bool) -> Array:
-    """Stride-1 convolution: x (N, H, W, I), kernel (O, I, K, K), bias (O,) -> (N, H+2*pad-K+1, ..., O)."""
+    """Stride-1 convolution: x (N, H, W, I), kernel (O, I, K, K), bias (O,) -> (N, H+2*pad-K+1, ..., O).
+
+    With a kernel (I, 1, K, K) it is depthwise.
+    """
     kernel = kernel.transpose(2, 3, 1, 0)
     if on_cpu:
         y: Any = _conv2d_cpu(x, kernel, pad)
@@ -43,6 +46,7 @@ def _conv(x: Array, kernel: Array, pad: int, strides: tuple[int, int] = (1, 1)) 
         window_strides=strides,
         padding=[(pad, pad)] * 2,
         dimension_numbers=NHWC,
+        feature_group_count=x.shape[3] // kernel.shape[2],
         precision=lax.Precision.HIGHEST,  # no TF32 on GPUs
     )
 
@@ -52,16 +56,26 @@ def _conv2d_cpu(x: Array, kernel: Array, pad: int) -> Array:
     size, _, channels_in, _ = kernel.shape
     if size == 1 and pad == 0:
         return x @ kernel[0, 0]
-    if channels_in == 1:  # too little work per pixel for a matrix product: fused multiply-adds
-        height, width = (n + 2 * pad - size + 1 for n in x.shape[1:3])
-        x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        taps = [
-            x[:, i : i + height, j : j + width] * kernel[i, j, 0] for i in range(size) for j in range(size)
-        ]
-        return sum(taps[1:], taps[0])
+    if channels_in == 1:  # the image's, or depthwise: too little work per pixel for a matrix product
+        return _conv_by_places(x, kernel, pad)
     if x.dtype in BY_IMAGE:
         return _conv_by_image(x, kernel, pad)
     return _conv_by_pairs(x, kernel, pad)
+
+
+def _conv_by_places(x: Array, kernel: Array, pad: int) -> Array:
+    """The same of one channel, or of each by itself, as fused multiply-adds over the places of the kernel."""
+    weights = kernel.reshape(-1, kernel.shape[3])
+    places = [part * weight for part, weight in zip(_shifts(x, len(kernel), pad), weights, strict=True)]
+    y: Any = sum(places[1:], places[0])
+    return y
+
+
+def _shifts(x: Array, size: int, pad: int) -> list[Array]:
+    """What each place of a kernel sees: (..., H, W, I) -> size*size times (..., H+2*pad-size+1, ..., I)."""
+    height, width = (n + 2 * pad - size + 1 for n in x.shape[-3:-1])
+    x = jnp.pad(x, ((0, 0),) * (x.ndim - 3) + ((pad, pad), (pad, pad), (0, 0)))
+    return [x[..., i : i + height, j : j + width, :] for i in range(size) for j in range(size)]
 
 
 def _conv_by_pairs(x: Array, kernel: Array, pad: int) -> Array:
@@ -89,11 +103,7 @@ def _conv_by_image(x: Array, kernel: Array, pad: int) -> Array:
 
 def _patches(image: Array, size: int, pad: int) -> Array:
     """The surroundings of each pixel: (H, W, I) -> (H+2*pad-size+1, ..., size*size*I)."""
-    height, width = (n + 2 * pad - size + 1 for n in image.shape[:2])
-    image = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-    return jnp.concatenate(
-        [image[i : i + height, j : j + width] for i in range(size) for j in range(size)], axis=-1
-    )
+    return jnp.concatenate(_shifts(image, size, pad), axis=-1)
 
 
 def _conv2d_fwd(x: Array, kernel: Array, pad: int) -> tuple[Array, tuple[Array, Array]]:
@@ -106,6 +116,12 @@ def _conv2d_bwd(pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array,
     if size == 1 and pad == 0:
         dkernel = x.reshape(-1, channels_in).T @ dy.reshape(-1, channels_out)
         return dy @ kernel[0, 0].T, dkernel[None, None]
+
+    if channels_in < x.shape[3]:  # depthwise
+        dx = _conv_by_places(dy, kernel[::-1, ::-1], size - 1 - pad)
+        return dx, jnp.stack([(part * dy).sum((0, 1, 2)) for part in _shifts(x, size, pad)]).reshape(
+            kernel.shape
+        )
 
     back = kernel[::-1, ::-1].swapaxes(2, 3)
     if x.dtype in BY_IMAGE:

@@ -73,8 +73,8 @@ def build_layer(layer: Layer, devices: Devices) -> nnx.Module | None:
     """The module that holds a layer's own tensors; None for a layer without any."""
     channels = layer.in_shape[0]
     match layer.operation:
-        case Conv(filters, kernel, pad, bias, None):
-            return Convolution(channels, filters, kernel, pad, bias, devices)
+        case Conv(filters, kernel, pad, bias, None, depthwise):
+            return Convolution(1 if depthwise else channels, filters, kernel, pad, bias, devices)
         case Norm(epsilon, momentum):
             return BatchNorm(channels, epsilon, momentum, devices)
     return None

@@ -591,7 +591,8 @@ def show_layers(network: Network) -> None:
         what = type(operation).__name__
         if isinstance(operation, Conv):
             side, pad = operation.kernel, f" pad {operation.pad}" if operation.pad else ""
-            what += f" {side}x{side}{pad}, {layer.in_shape[0]} -> {operation.channels}"
+            what += f" {side}x{side}{pad}, "
+            what += "depthwise" if operation.depthwise else f"{layer.in_shape[0]} -> {operation.channels}"
             what += f", weights of {layer.owner}" if layer.owner != layer.name else ""
         table.add_row(layer.name, what, ", ".join(map(str, layer.out_shape)), f"{layer.parameter_count:,}")
     table.add_section()

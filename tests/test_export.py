@@ -132,8 +132,9 @@ def evaluate(steps: list[Step], images: np.ndarray) -> np.ndarray:
         match step:
             case Affine(_, scale, shift):
                 x = x * torch.from_numpy(scale)[:, None, None] + torch.from_numpy(shift)[:, None, None]
-            case Convolution(_, weight, bias, pad):
-                x = functional.conv2d(x, torch.from_numpy(weight), torch.from_numpy(bias), padding=pad)
+            case Convolution(_, weight, bias, pad, _, depthwise):
+                tensors = torch.from_numpy(weight), torch.from_numpy(bias)
+                x = functional.conv2d(x, *tensors, padding=pad, groups=len(weight) if depthwise else 1)
             case Plain(_, Relu()):
                 x = functional.relu(x)
             case Plain(_, MaxPool()):
@@ -155,7 +156,7 @@ def assert_folds_exactly(network: Network, tensors: Tensors) -> list[Step]:
 
 
 def test_a_network_of_ones_own_is_exported():
-    line = "6 pool 6x5 avgpool 6@a dropout pool dropout pool 6@a 8x1 average 10x1 bias"
+    line = "6 pool 6x5 avgpool 6@a 6s dropout pool dropout pool 6@a 8x1 average 10x1 bias"
     model = onnx.load_model_from_string(exported(line).content)
     assert {entry.key: entry.value for entry in model.metadata_props}["network"] == line
 
@@ -170,6 +171,10 @@ ORDERS = {
     "shared weights": [
         *[Conv(4, bias=False), Norm(), Conv(4, pad=1), Norm(), Relu(), Conv(4, pad=1, shared=2), Norm()],
         *[Conv(10), Average()],
+    ],
+    "depthwise after shift and before pool": [
+        *[Conv(4), Norm(), Conv(4, depthwise=True), Norm(), MaxPool(), Conv(4, pad=1, depthwise=True)],
+        *[Conv(4, kernel=1), Conv(4, depthwise=True), Conv(10, kernel=1), Average()],
     ],
     "three linear convolutions": [Conv(8), Conv(4, kernel=1), Conv(10, kernel=1), Average()],
     "padding between linear convolutions": [Conv(8, pad=1), Conv(10, kernel=1, pad=1), Average()],

@@ -69,6 +69,14 @@ TYPED_IN = {
         "layers": "C1NR P C1NR C1NR C1s2NR C1s3NR P C1NR C1NR C1s6NR C1s7NR CNR A C",
         "total": 3_663,
     },
+    "net3542": {
+        "conv": [198, *[198, 484] * 2, *[0, 0] * 2, *[198, 484] * 2, *[0, 0] * 2, 220],
+        "norm": [44] * 9,
+        "shapes": [(22, 28, 28), *[(22, 14, 14)] * 8, *[(22, 7, 7)] * 8, (10, 1, 1)],
+        "layers": "C1NR P C1dCNR C1dCNR C1ds2Cs3NR C1ds4Cs5NR P"
+        "C1dCNR C1dCNR C1ds10Cs11NR C1ds12Cs13NR A C",
+        "total": 3_542,
+    },
     "net17816": {
         "conv": [72, 1152, 2304, 3456, 5184, 5184, 240],
         "norm": [16, 32, 32, 48, 48, 48],
@@ -148,8 +156,8 @@ def letters(operation) -> str:
     kind = type(operation).__name__
     if kind != "Conv":
         return "P" if kind == "AvgPool" else kind[0]
-    shared = f"s{operation.shared}" if operation.shared else ""
-    return "C" + (str(operation.pad) if operation.pad else "") + ("b" if operation.bias else "") + shared
+    marks = (operation.pad or "", "d" * operation.depthwise, "b" * operation.bias)
+    return "C" + "".join(map(str, marks)) + (f"s{operation.shared}" if operation.shared else "")
 
 
 def test_layers_are_numbered_by_their_convolution():
@@ -210,6 +218,19 @@ def test_letters_share_weights():
     assert AvgPool in [type(layer.operation) for layer in network.layers]
 
 
+def test_a_separable_convolution_is_a_depthwise_and_a_pointwise_one():
+    network = get_network("4 6s@a 6s@b 6s@b avgpool 6s@b 10s average")
+    convolutions = [layer for layer in network.layers if isinstance(layer.operation, Conv)]
+    operations = [layer.operation for layer in convolutions]
+    assert operations[1:3] == [Conv(4, 3, 1, False, depthwise=True), Conv(6, 1, 0, False)]
+    assert operations[-2:] == [Conv(6, 3, 1, False, depthwise=True), Conv(10, 1, 0, False)]
+    assert [layer.owner for layer in convolutions] == [
+        *("conv1", "conv2", "conv3", "conv4", "conv5", "conv4", "conv5", "conv4", "conv5", "conv10", "conv11")
+    ]
+    assert network.parameter_count == 36 + 36 + 24 + 54 + 36 + 54 + 60 + 2 * (4 + 4 * 6)
+    assert [type(layer.operation) for layer in network.layers[3:7]] == [Conv, Conv, Norm, Relu]
+
+
 def test_every_network_has_a_file_name_of_its_own():
     assert [network.label for network in NETWORKS.values()] == list(NETWORKS)
     lists = ["13 pool 13 13 average 10x1", "13 13 pool 13 average 10x1"]
@@ -237,6 +258,10 @@ def test_layers_after_the_same_convolution_have_names_of_their_own():
         ("10 bias average 10x1", "unknown layer 'bias'"),
         ("10x2 average 10x1", "only odd kernels"),
         ("10 8@a 10@a", "cannot have the weights"),
+        ("10 10@a 9 10@a", "cannot have the weights"),
+        ("10 10@a 10s@a", "cannot have the weights"),
+        ("10 10s@a 10@a", "cannot have the weights"),
+        ("10 10sx1", "unknown layer '10sx1'"),
         ("0 average 10x1", "at least one channel"),
         ("pool pool", "ends in"),
         ("8 average pool 10x1", "too small for it"),

@@ -64,11 +64,19 @@ def check(ours: list[np.ndarray], expected: list[np.ndarray], bound: float = BOU
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", BOUND), ("float32", 1e-5)])
 @pytest.mark.parametrize(
-    ("size", "pad", "channels", "filters"), [(3, 0, 1, 8), (3, 1, 16, 8), (1, 0, 16, 10), (5, 2, 8, 16)]
+    ("size", "pad", "channels", "filters", "groups"),
+    [
+        (3, 0, 1, 8, 1),
+        (3, 1, 16, 8, 1),
+        (1, 0, 16, 10, 1),
+        (5, 2, 8, 16, 1),
+        (3, 1, 10, 10, 10),
+        (3, 0, 6, 6, 6),
+    ],
 )
-def test_convolution(size, pad, channels, filters, dtype, bound, rng):
+def test_convolution(size, pad, channels, filters, groups, dtype, bound, rng):
     side = 10 + 2 * pad - size + 1
-    shapes = (40, 10, 10, channels), (size, size, channels, filters), (40, side, side, filters)
+    shapes = (40, 10, 10, channels), (size, size, channels // groups, filters), (40, side, side, filters)
     x, kernel, upstream = (rng.normal(size=shape).astype(dtype) for shape in shapes)
 
     def convolve(x, kernel):
@@ -77,7 +85,11 @@ def test_convolution(size, pad, channels, filters, dtype, bound, rng):
     ours = by_jax(convolve, (x, kernel), upstream)
     assert {array.dtype for array in ours} == {np.dtype(dtype)}
     exact = [array.astype(np.float64) for array in (x, kernel, upstream)]
-    expected = by_torch(lambda x, kernel: functional.conv2d(x, kernel, padding=pad), exact[:2], exact[2])
+
+    def textbook(x, kernel):
+        return functional.conv2d(x, kernel, padding=pad, groups=groups)
+
+    expected = by_torch(textbook, exact[:2], exact[2])
     check(ours, expected, bound)
     if dtype == "float64":
         ours = by_torch(lambda *inputs: torch_impl.kernels.conv2d(*inputs, None, pad), (x, kernel), upstream)

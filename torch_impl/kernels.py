@@ -13,11 +13,18 @@ BY_PARTS = (torch.float64,)  # types whose convolutions are done so
 
 
 def conv2d(x: Tensor, kernel: Tensor, bias: Tensor | None, pad: int) -> Tensor:
-    """Stride-1 convolution: x (N, I, H, W), kernel (O, I, K, K), bias (O,) -> (N, O, H+2*pad-K+1, ...)."""
+    """Stride-1 convolution: x (N, I, H, W), kernel (O, I, K, K), bias (O,) -> (N, O, H+2*pad-K+1, ...).
+
+    With a kernel (I, 1, K, K) it is depthwise.
+    """
     if x.dtype not in BY_PARTS or x.device.type != "cpu":
-        return functional.conv2d(x, kernel, bias, padding=pad)
+        return functional.conv2d(x, kernel, bias, padding=pad, groups=_groups(x, kernel))
     y = conv2d_by_parts(x, kernel, pad)
     return y if bias is None else y + bias[:, None, None]
+
+
+def _groups(x: Tensor, kernel: Tensor) -> int:
+    return x.shape[1] // kernel.shape[1]
 
 
 @torch.library.custom_op("lockstep::conv2d", mutates_args=())
@@ -27,7 +34,8 @@ def conv2d_by_parts(x: Tensor, kernel: Tensor, pad: int) -> Tensor:
     An operator of its own, because compiling a hundred small convolutions takes minutes.
     """
     kernel, parts = kernel.contiguous(), x.contiguous().split(IMAGES_PER_CALL)
-    return torch.cat([functional.conv2d(part, kernel, padding=pad) for part in parts]).contiguous()
+    groups = _groups(x, kernel)
+    return torch.cat([functional.conv2d(y, kernel, padding=pad, groups=groups) for y in parts]).contiguous()
 
 
 @conv2d_by_parts.register_fake
@@ -41,7 +49,8 @@ def _conv2d_backward(dy: Tensor, x: Tensor, kernel: Tensor, pad: int, with_dx: b
     kernel = kernel.contiguous()
     dx, dkernel = [x.new_empty(0)], torch.zeros_like(kernel)
     for dy_part, part in zip(*(t.contiguous().split(IMAGES_PER_CALL) for t in (dy, x)), strict=True):
-        sizes = [1, 1], [pad, pad], [1, 1], False, [0, 0], 1  # stride, padding, dilation; not transposed
+        # Stride, padding, dilation; not transposed.
+        sizes = [1, 1], [pad, pad], [1, 1], False, [0, 0], _groups(x, kernel)
         wanted = [with_dx, True, False]
         grads = torch.ops.aten.convolution_backward(dy_part, part, kernel, None, *sizes, wanted)
         dx += [grads[0]] if with_dx else []

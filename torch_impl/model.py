@@ -75,8 +75,8 @@ def build_layer(layer: Layer, devices: Devices) -> nn.Module | None:
     """The module that holds a layer's own tensors; None for a layer without any."""
     channels = layer.in_shape[0]
     match layer.operation:
-        case Conv(filters, kernel, pad, bias, None):
-            return Convolution(channels, filters, kernel, pad, bias)
+        case Conv(filters, kernel, pad, bias, None, depthwise):
+            return Convolution(channels, filters, kernel, pad, bias, depthwise)
         case Norm(epsilon, momentum):
             return BatchNorm(channels, epsilon, momentum, devices)
     return None
@@ -85,8 +85,9 @@ def build_layer(layer: Layer, devices: Devices) -> nn.Module | None:
 class Convolution(nn.Conv2d):
     """Convolution in the type of what it is given, which may be less precise than the weights."""
 
-    def __init__(self, channels: int, filters: int, kernel: int, pad: int, bias: bool):
-        super().__init__(channels, filters, kernel, padding=pad, bias=bias)
+    def __init__(self, channels: int, filters: int, kernel: int, pad: int, bias: bool, depthwise: bool):
+        groups = channels if depthwise else 1
+        super().__init__(channels, filters, kernel, padding=pad, bias=bias, groups=groups)
         self.pad = pad
 
     def forward(self, x: Array) -> Array:  # pyright: ignore[reportIncompatibleMethodOverride]
