@@ -78,9 +78,9 @@ class TrainOptions(DeviceOptions, DataOptions):
     network: str | None = option(
         None,
         "Which network to train (default: net10040): a name, or a list of layers in quotes. 16 is a 3x3 "
-        "convolution to 16 channels, 16x1 a 1x1 one, 16@a shares its weights with every other @a; batch norm "
-        "and ReLU follow each but the last. Further words: pool, avgpool, average, dropout, and bias right "
-        "after the last convolution",
+        "convolution to 16 channels, 16x1 a 1x1 one, 16s a depthwise separable one, 16@a shares its weights "
+        "with every other @a; batch norm and ReLU follow each but the last. Further words: pool, avgpool, "
+        "average, dropout, and bias right after the last convolution",
         metavar=NETWORK,
     )
     recipe: str | None = option(
