@@ -249,7 +249,7 @@ class Tracer(Lift):
         )
         for tensor, operand in zip(outs, made, strict=True):
             if operand.node in self.recorder.replace:
-                tensor.copy_(torch.from_numpy(np.ascontiguousarray(operand.value)))
+                tensor.copy_(torch.from_numpy(np.asarray(operand.value, order="C")))
             self.add(tensor, operand)
         return made
 
@@ -258,7 +258,7 @@ class Tracer(Lift):
             if not isinstance(x, torch.Tensor) or self.operand(x).ids is None:
                 return x
             operand = self.operand(x)
-            fresh = torch.from_numpy(np.ascontiguousarray(self.recorder.value(operand)))
+            fresh = torch.from_numpy(np.asarray(self.recorder.value(operand), order="C"))
             self.known[fresh] = operand
             return fresh.reshape(x.shape)
 
@@ -327,7 +327,7 @@ def _moved_ids(
     func: Any, name: str, args: tuple, kwargs: dict, operands: list[Operand], what: str = "ids"
 ) -> list[np.ndarray] | None:
     """What an operation that moves numbers does to the places of weights; None if it cannot be said."""
-    places = iter([torch.from_numpy(np.ascontiguousarray(getattr(o, what))) for o in operands])
+    places = iter([torch.from_numpy(np.asarray(getattr(o, what), order="C")) for o in operands])
     swap = lambda x: next(places, x) if isinstance(x, torch.Tensor) else x  # noqa: E731
     moved = tree_map(swap, args)
     if name in ("_to_copy", "view_as_real"):
@@ -527,7 +527,7 @@ class TorchModel:
                     numbers = weights[at : at + tensor.numel()]
                     at += tensor.numel()
                     numbers = numbers if tensor.is_complex() else np.real(numbers)
-                    tensor.copy_(torch.from_numpy(np.ascontiguousarray(numbers)).reshape(tensor.shape))
+                    tensor.copy_(torch.from_numpy(np.asarray(numbers, order="C")).reshape(tensor.shape))
 
 
 class _Draw(TorchDispatchMode):

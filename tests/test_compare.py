@@ -128,6 +128,29 @@ def test_an_output_that_one_side_lacks_is_a_difference(alone):
     assert [difference.kind for difference in result.differences] == ["missing"]
 
 
+@pytest.mark.parametrize("fault", [False, True])
+def test_a_scalar_may_be_an_input_a_parameter_or_an_output(fault):
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(6, 3)
+            self.gain = nn.Parameter(torch.tensor(1.5))
+
+        def forward(self, x, t):
+            y = super().forward(x) * self.gain.clone() * t
+            return {"y": y, "loss": y.square().sum(1).mean(), "t": t * 2}
+
+    def port(p, x, t):
+        y = (x @ p["kernel"] + p["bias"]) * p["gain"] * t
+        loss = (y**2).sum(1).mean() * (2 if fault else 1)
+        return {"y": y, "loss": loss, "t": t * 2}
+
+    params = {"kernel": np.zeros((6, 3)), "bias": np.zeros(3), "gain": np.zeros(())}
+    optimizers = lambda p: torch.optim.SGD(p, 0.1), optax.sgd(0.1)  # noqa: E731
+    given = X, np.float32(0.5)
+    result = compare(Scaled(), lockstep.function(port, params), given, optimizers=optimizers, steps=2)
+    assert result.equal is not fault and "3 outputs" in result.compared, str(result)
+
+
 def test_a_cast_to_float32_is_no_difference_and_is_noted():
     class Casts(Dense):
         def __call__(self, x):
