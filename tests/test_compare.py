@@ -145,7 +145,7 @@ def test_a_scalar_may_be_an_input_a_parameter_or_an_output(fault):
         return {"y": y, "loss": loss, "t": t * 2}
 
     params = {"kernel": np.zeros((6, 3)), "bias": np.zeros(3), "gain": np.zeros(())}
-    optimizers = lambda p: torch.optim.SGD(p, 0.1), optax.sgd(0.1)  # noqa: E731
+    optimizers = lambda p: torch.optim.SGD(p, 0.1), optax.sgd(0.1)
     given = X, np.float32(0.5)
     result = compare(Scaled(), lockstep.function(port, params), given, optimizers=optimizers, steps=2)
     assert result.equal is not fault and "3 outputs" in result.compared, str(result)
