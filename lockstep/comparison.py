@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lockstep import adapters
-from lockstep.align import Alignment, Region
+from lockstep.align import Alignment, Region, behind_moves
 from lockstep.errors import UserError
 from lockstep.locate import Finding, locate
 from lockstep.result import Difference, Place, Result, Row
@@ -182,20 +182,24 @@ class Comparison:
         """The inputs as the port may take them: images in its own layout first."""
         last = [adapters.kind_of(side) in ("nnx", "linen") for side in (reference, port)]
         moves = (1, -1) if not last[0] else (-1, 1)
+        nodes = self.reference.nodes
         pictures = {
-            self.reference.nodes[node.inputs[0]].shape
-            for node in self.reference.nodes
+            nodes[i].shape
+            for node in nodes
             if any(word in node.op.lower() for word in PICTURES) and node.inputs
+            for i in behind_moves(nodes, node.inputs[0])
         }
 
-        def move(x: Any) -> Any:
-            if isinstance(x, np.ndarray) and x.ndim > 2 and x.dtype.kind == "f" and x.shape in pictures:
-                return np.moveaxis(x, *moves)
-            return x
+        def move(x: Any, guess: bool) -> Any:
+            fits = isinstance(x, np.ndarray) and x.ndim > 2 and x.dtype.kind == "f"
+            return np.moveaxis(x, *moves) if fits and (x.shape in pictures or (guess and x.ndim == 4)) else x
 
         args, kwargs = inputs
-        moved = tuple(map(move, args)), {k: move(v) for k, v in kwargs.items()}
-        return [moved, inputs] if last[0] != last[1] else [inputs, moved]
+        moved, guessed = (
+            (tuple(move(x, guess) for x in args), {k: move(x, guess) for k, x in kwargs.items()})
+            for guess in (False, True)
+        )
+        return [*((moved, inputs) if last[0] != last[1] else (inputs, moved)), guessed]
 
     # --- what is compared, in order ---
 
@@ -346,10 +350,16 @@ class Comparison:
         return found
 
     def permuted(self, pairs: list[tuple[str, int, int]]) -> None:
-        """Say which outputs are equal only with their axes in another order."""
+        """Say which outputs are equal only with their axes in another order, and which show nothing."""
         for label, t, j in pairs:
             a, b = self.reference.values.get(t), self.port.values.get(j)
             order = same_order(a, b) if a is not None and b is not None else None
+            numbers = self.reference.nodes[t].scalar, self.port.nodes[j].scalar
+            if a is not None and a.size > 1 and None not in numbers:
+                self.result.notes.append(
+                    f"output{label} is the same number everywhere on both sides ({numbers[0]:g} in the "
+                    "reference): equal or not, it shows little; give other inputs or weights"
+                )
             if order and order != tuple(range(len(order))):
                 self.result.notes.append(f"output{label} is equal with its axes in the order {order}")
 

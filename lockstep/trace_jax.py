@@ -472,7 +472,8 @@ class JaxModel:
                 problems.append(error)
         first = problems[0]
         line = own_line(first, (*LIBRARIES, HERE, "<"))
-        raise UserError(f"the JAX model cannot take these inputs: {explain(first)}{line}") from first
+        told = "; port_inputs gives it others" if len(candidates) > 1 else ""
+        raise UserError(f"the JAX model cannot take these inputs: {explain(first)}{line}{told}") from first
 
     def _prepare(self, args: tuple, kwargs: dict) -> None:
         """Make the jaxpr: in float64, or in the model's own types if it insists on them."""
