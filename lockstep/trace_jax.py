@@ -501,10 +501,13 @@ class JaxModel:
     def _jaxpr(self) -> tuple[Any, Any]:
         make = jax.make_jaxpr(self._run, return_shape=True)
         try:
-            return make(self.leaves, self.dynamic)
+            closed, shape = make(self.leaves, self.dynamic)
         except jax.errors.ConcretizationTypeError:  # Python reads a number that no input decides
             with jax.ensure_compile_time_eval():
-                return make(self.leaves, self.dynamic)
+                closed, shape = make(self.leaves, self.dynamic)
+        # Copies: while JAX's own is alive, it takes that for the model's NumPy array in float32 too.
+        consts = [np.array(x) if isinstance(x, np.ndarray) else x for x in closed.consts]
+        return core.ClosedJaxpr(closed.jaxpr, consts), shape
 
     def _run(self, leaves: list[Any], dynamic: dict[str, Any]) -> dict[str, Any]:
         every = {**self.static, **dynamic}
@@ -647,11 +650,17 @@ class JaxModel:
 
     def rounded(self, weights: np.ndarray) -> Rounded:
         """See `Model.rounded`; without the noise floor, which is the reference's."""
+        if any(getattr(x, "dtype", None) in (np.float64, np.complex128) for x in self.closed.consts):
+            jax.clear_caches()  # of operations that were traced with these arrays in float64
         with jax.enable_x64(False), _on_cpu(), _fixed_draws(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that float64, which the trace asked for, is float32 here
             leaves = [x if is_key(x) else _narrow(x) for x in self._leaves(weights)]
             dynamic = jax.tree.map(_narrow, self.dynamic)
-            outputs = self._run(leaves, dynamic)["outputs"]  # not compiled: XLA would simplify sums
+            try:
+                outputs = self._run(leaves, dynamic)["outputs"]  # not compiled: XLA would simplify sums
+            except Exception as error:
+                words = f"the JAX model cannot run in float32: {explain(error)}; compare with float32=False"
+                raise UserError(words) from error
         return Rounded({k: np.asarray(v).astype(np.float64) for k, v in outputs.items()}, {})
 
     def _leaves(self, weights: np.ndarray) -> list[Any]:

@@ -26,6 +26,7 @@ from tests.pairs import __main__ as bench
 from tests.pairs import randomise
 
 X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+WINDOW = np.hanning(8)[1:-1]
 
 
 class TorchDense(nn.Module):
@@ -196,6 +197,24 @@ def test_json_has_sources_without_folders():
     assert sources[0][0] == "test_compare.py" and isinstance(sources[0][1], int)
     assert {"verdict", "notes", "versions", "seconds"} <= content.keys()
     assert all(len(line) <= 80 for line in str(compare(torch_dense(), Port(nnx.Rngs(0)))).splitlines())
+
+
+@pytest.mark.parametrize("again", range(2))
+def test_a_float64_constant_of_numpy_is_compared_in_float32_too(again):
+    def port(p, x):
+        return (x * WINDOW) @ p["kernel"] + jnp.where(p["bias"] > 0, p["bias"], WINDOW[:3])
+
+    class Windowed(nn.Linear):
+        def forward(self, x):
+            window = torch.from_numpy(WINDOW).to(x.dtype)
+            bias = torch.where(self.bias > 0, self.bias, window[:3])
+            return nn.functional.linear(x * window, self.weight, bias)
+
+    params = {"kernel": np.zeros((6, 3)), "bias": np.zeros(3)}
+    result = compare(Windowed(6, 3), lockstep.function(port, params), float32=True)
+    assert result.equal and "the outputs in float32" in result.compared, str(result)
+    given = jax.tree.map(jnp.float32, params)
+    assert port(given, jnp.asarray(X)).dtype == jnp.float32  # the port runs as before
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------
