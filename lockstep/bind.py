@@ -19,9 +19,12 @@ ROLES = {"select_n": "where", "integer_pow": "pow", "square": "pow", "add_any": 
 EXCHANGEABLE = ({"mul", "div"}, {"add", "sub"})
 WORDS = {"q": "query", "k": "key", "v": "value", "o": "out"}
 WORDS |= {f"w{letter}": word for letter, word in WORDS.items()}
+# A recurrent cell's weights of its input and of its state, with the gates apart or as one.
+WORDS |= {side + gate: side for side in "ih" for gate in "ifgornzh"}
 OWN = {"weight", "kernel", "scale", "embedding", "bias", "value", "mean", "var", "running"}
 COLLECTIONS = {"params", "batch_stats", "cell"}
 OPERAND, SIZE, ORDER, BEHIND = 4.0, 0.7, 0.03, 0.3  # what counts how much: an equal operand most
+ROOT = 0.3  # the same outermost module
 SAME, SURE = 1.0, 3.0  # the same module as a weight that is bound; as one that is by its equal operand
 UPSTREAM, FEW = 2.0, 8  # of the sites that an operand comes from; how many are kept
 
@@ -30,8 +33,11 @@ UPSTREAM, FEW = 2.0, 8  # of the sites that an operand comes from; how many are 
 def parts(name: str) -> tuple[tuple[str, ...], str]:
     """The words of a leaf's path, and its own name: ``layers.0.q.weight`` has (layers, 0, query), weight."""
     apart = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+    apart = re.sub(r"(^|\.)(weight|bias)_(\w+)$", r"\1\3.\2", apart)  # PyTorch's weight_ih_l1 is of layer 1
+    apart = re.sub(r"([ih]h)(?:_l0|_l(\d+))(_reverse)?\.", r"\2.\3.\1.", apart)
     words = [str(WORDS.get(word, word)) for word in re.findall(r"[a-z]+|\d+", apart)]
-    own: str = words.pop() if words and words[-1] in OWN else ""
+    module = len(words) == 1 and words[0] in ("value", "embedding")  # a projection's whole name
+    own: str = words.pop() if words and words[-1] in OWN and not module else ""
     while words and (words[-1] in OWN - {"value", "embedding"}):
         words.pop()
     return tuple(w for w in words if w not in COLLECTIONS), own
@@ -46,6 +52,7 @@ def similarity(a: str, b: str) -> float:
     numbers = [[w for w in p if w.isdigit()] for p in (path, other)]
     score = difflib.SequenceMatcher(None, text[0], text[1]).ratio()
     if words[0] and words[1]:
+        score += ROOT if words[0][0] == words[1][0] else 0.0
         alike = difflib.SequenceMatcher(None, " ".join(words[0]), " ".join(words[1])).ratio()
         score += 0.5 if numbers[0] and numbers[0] == numbers[1] and alike > 0.9 else 0.0
         last = [next((w for w in reversed(p) if w != "proj"), "") for p in words]

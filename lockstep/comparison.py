@@ -12,8 +12,9 @@ from lockstep import adapters
 from lockstep.align import Alignment, Region, behind_moves
 from lockstep.errors import UserError
 from lockstep.locate import Finding, locate
+from lockstep.rebind import rebind
 from lockstep.result import Difference, Place, Result, Row
-from lockstep.trace import Binding, Model, Node, Rounded, Source, Trace
+from lockstep.trace import Model, Node, Rounded, Source, Trace
 from lockstep.values import EXACT, NEAR, close, distance, fit_to, same_order
 
 FAULTS = 6  # differences that are looked for, one after another
@@ -150,12 +151,16 @@ class Comparison:
         reference, port: their traces; the port's with the reference's weights.
         replaced: the port's values that were replaced by the reference's, to go on after a difference.
         binding: of the port's weights.
+        exchanged: a run of the port with the bindings that `rebind` found; None: there are none.
+        rebound: whether it was tried.
         result: what was found.
     """
 
     def __init__(self, say: Callable[[str], None]):
         self.say, self.result = say, Result()
         self.replaced: dict[int, np.ndarray] = {}
+        self.exchanged: Trace | None = None
+        self.rebound = False
 
     def make(self, reference: Any, port: Any, inputs: tuple, other: Any, losses: Any, exact: bool) -> None:
         """Make both models and trace them, the port against the reference."""
@@ -264,6 +269,8 @@ class Comparison:
             if all(distance_ <= NEAR for *_, distance_ in bad):
                 self.near(bad, what)
                 break
+            if rebind(self, far):
+                continue
             finding = locate(self, [(t, j) for _, t, j, _ in bad])
             words = "; ".join(f"{what}{label} differs by {_size(d)}" for label, _, _, d in bad[:3])
             count += 1
@@ -289,14 +296,20 @@ class Comparison:
     def again(self, replace: Mapping[int, np.ndarray]) -> None:
         """Run the port again with further values replaced."""
         self.replaced |= replace
-        before: Trace | None = None
-        for _ in range(RUNS):
-            self.port = self.models[1].trace(self.reference, None, self.replaced, before)
-            assert self.port.binding is not None  # made anew: behind a difference operands do not match
-            self.binding: Binding = self.port.binding
-            if not self.binding.moved:
-                break
-            before = self.port
+        self.adopt(self.run_port(self.exchanged), self.exchanged)
+
+    def run_port(self, before: Trace | None) -> Trace:
+        """Run the port, its weights bound anew: behind a difference operands do not match."""
+        port = self.models[1].trace(self.reference, None, self.replaced, before)
+        for _ in range(RUNS - 1):
+            if port.binding and port.binding.moved:
+                port = self.models[1].trace(self.reference, None, self.replaced, port)
+        return port
+
+    def adopt(self, port: Trace, exchanged: Trace | None) -> None:
+        """Go on with a run of the port that began with some bindings."""
+        assert port.binding is not None
+        self.port, self.binding, self.exchanged = port, port.binding, exchanged
 
     @property
     def tolerance(self) -> float:
