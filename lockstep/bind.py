@@ -7,13 +7,16 @@ the contraction corrects it, and the port runs again with what its contractions 
 """
 
 import difflib
+import itertools
+import math
 import re
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 
 from lockstep.trace import Binding, Leaf, Node, Site, Trace
-from lockstep.values import NEAR, close, fingerprint, permutations, same_order
+from lockstep.values import EXACT, NEAR, close, distance, fingerprint, permutations, same_order
 
 ROLES = {"select_n": "where", "integer_pow": "pow", "square": "pow", "add_any": "add", "concatenate": "cat"}
 EXCHANGEABLE = ({"mul", "div"}, {"add", "sub"})
@@ -178,6 +181,26 @@ class Binder:
         if found and site.role in ("contract", "gather") and ids.shape[0] == 1:
             return self._bind_columns(site, found)
         return bool(found) and self._bind_whole(site, found[0])
+
+    def order(self, node: int, x: np.ndarray, axes: Sequence[int]) -> tuple[int, ...]:
+        """The order in which a contraction takes several axes of a value: as the reference has them in one.
+
+        If the reference has no such value, their own.
+        """
+        own, size = tuple(int(i) for i in np.argsort(axes)), math.prod(x.shape[a] for a in axes)
+        orders = list(dict.fromkeys([own, *itertools.permutations(own)]))
+        sums = [np.moveaxis(x, [axes[i] for i in o], range(len(o))).reshape(size, -1).sum(1) for o in orders]
+        for site in self.reference.sites:
+            y = self.reference.values.get(site.operand) if site.operand is not None else None
+            if site.role != "contract" or y is None or site.ids.shape[1] != size:
+                continue
+            if not _same_value(self.port.nodes[node], self.reference.nodes[site.operand or 0]):
+                continue
+            for order, axis in itertools.product(range(len(orders)), range(y.ndim)):
+                theirs = np.moveaxis(y, axis, 0).reshape(y.shape[axis], -1).sum(1)
+                if theirs.size == size and distance(theirs, sums[order]) <= EXACT:
+                    return orders[order]
+        return own
 
     def finish(self) -> Binding:
         """What was bound; leaves that no operation used keep their numbers."""

@@ -306,6 +306,9 @@ class Interpreter:
             if name == "dot_general":
                 (ca, cb), (ba, bb) = params["dimension_numbers"]
                 inner, batch = ((ca, ba), (cb, bb))[position]
+                if len(inner) > 1 and self.recorder.binder and other and other.node is not None:
+                    lies = (cb, ca)[position]
+                    inner = [inner[i] for i in self.recorder.binder.order(other.node, other.value, lies)]
                 free = [i for i in range(ids.ndim) if i not in (*inner, *batch)]
                 sizes = [int(np.prod([ids.shape[i] for i in axes])) for axes in (batch, inner, free)]
                 role, ids = "contract", ids.transpose(*batch, *inner, *free).reshape(sizes)

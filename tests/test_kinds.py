@@ -350,3 +350,28 @@ def test_a_fault_in_the_change_of_a_weight_is_found():
     make, port, params, x = CHANGED["weight standardisation"]
     result = lockstep.compare(make(), lockstep.function(partial(port, ddof=0), params), x)
     assert len(result.differences) == 1 and "n - 1" in result.first.cause, str(result)
+
+
+class Projected(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.transpose(1, 2).flatten(2))
+
+
+class Contracted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 4, 8))
+
+    def forward(self, x):
+        return torch.einsum("bhnd,hdc->bnc", x, self.weight)
+
+
+@pytest.mark.parametrize("make", [lambda: Projected(8, 8, bias=False), Contracted])
+@pytest.mark.parametrize("names", ["bhnd,hdc->bnc", "bhnk,hkc->bnc", "bhnd,dhc->bnc", "bznd,czd->bnc"])
+def test_several_contracted_axes_in_any_order(make, names):
+    x = np.random.default_rng(0).standard_normal((3, 2, 5, 4)).astype(np.float32)
+    sizes = dict(zip(names[:4], x.shape, strict=True)) | {"c": 8}
+    weight = np.zeros([sizes[name] for name in names[5:8]])
+    port = lockstep.function(lambda p, x: jnp.einsum(names, x, p), weight)
+    result = lockstep.compare(make(), port, x)
+    assert result.equal, str(result)
