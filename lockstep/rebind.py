@@ -59,7 +59,7 @@ def rebind(comparison: "Comparison", far: Callable[[], list[tuple[str, int, int,
         alignment = Alignment(comparison.reference, port)
         unmatched = alignment.unmatched(True)
         region = alignment.region(True, [j for _, _, j, _ in bad])
-        for gain, exchanged in _exchanged(comparison, region):
+        for gain, exchanged in _exchanged(comparison, alignment, region):
             trials -= 1
             other = comparison.run_port(exchanged)
             left = Alignment(comparison.reference, other).unmatched(True)
@@ -78,9 +78,11 @@ def rebind(comparison: "Comparison", far: Callable[[], list[tuple[str, int, int,
     return True
 
 
-def _exchanged(comparison: "Comparison", region: Region) -> Iterator[tuple[float, Trace]]:
+def _exchanged(
+    comparison: "Comparison", alignment: Alignment, region: Region
+) -> Iterator[tuple[float, Trace]]:
     """Each exchange by itself, then after the earlier ones: how much it improves the names, what is bound."""
-    for gain, a, b in _exchanges(comparison, region):
+    for gain, a, b in _exchanges(comparison, alignment, region):
         yield gain, _exchange(comparison.port, a, b, None)
         if comparison.exchanged:
             yield gain, _exchange(comparison.port, a, b, comparison.exchanged)
@@ -110,38 +112,36 @@ def _exchange(port: Trace, a: Slot, b: Slot, earlier: Trace | None) -> Trace:
     return replace(port, sites=sites, binding=Binding(numbers, pairs, names, sure=sure))
 
 
-def _exchanges(comparison: "Comparison", region: Region) -> Iterator[tuple[float, Slot, Slot]]:
+def _exchanges(
+    comparison: "Comparison", alignment: Alignment, region: Region
+) -> Iterator[tuple[float, Slot, Slot]]:
     """Pairs of slots, the likeliest first: better by name, near the difference, with the same operand.
+
+    A weight whose result is right may only be exchanged with one that has its operand, or is a part of the
+    same leaf of the reference. Far from the difference the names must say it.
 
     Yields:
         How much more alike the names are after the exchange, and the two.
     """
     port, slots = comparison.port, _slots(comparison.reference, comparison.port, comparison.binding.numbers)
-    ranked = []
-    seen: set[frozenset[int]] = set()
+    right = {slot.site.order for slot in slots if alignment.is_matched(True, slot.site.node)}
     inside = {site.order for site in port.sites if site.node in region.nodes}
+    ranked, seen = [], set()
     for depth, orders in enumerate([*_behind(port, region.entries[:1]), inside]):
         for a in (slot for slot in slots if slot.site.order in orders):
             for b in slots:
-                if a is b or a.site.role != b.site.role or a.mine.shape != b.mine.shape:
-                    continue
                 pair = frozenset((id(a), id(b)))
-                gain = similarity(b.leaf, a.name) + similarity(a.leaf, b.name)
-                gain -= similarity(a.leaf, a.name) + similarity(b.leaf, b.name)
-                if pair in seen or gain < -WORSE:
+                if pair in seen or a.site.role != b.site.role or a.mine.shape != b.mine.shape:
                     continue
                 seen.add(pair)
-                operands = a.site.operand, b.site.operand
+                siblings = a.site.operand == b.site.operand or a.leaf == b.leaf
+                gain = similarity(b.leaf, a.name) + similarity(a.leaf, b.name)
+                gain -= similarity(a.leaf, a.name) + similarity(b.leaf, b.name)
+                doubtful = siblings or not right & {a.site.order, b.site.order}
+                if a is b or not doubtful or gain < (BETTER if depth == DEPTH else -WORSE):
+                    continue
                 ranked.append(
-                    (
-                        gain < BETTER,
-                        depth,
-                        -gain,
-                        operands[0] != operands[1],
-                        abs(a.site.order - b.site.order),
-                        a,
-                        b,
-                    )
+                    (gain < BETTER, depth, -gain, not siblings, abs(a.site.order - b.site.order), a, b)
                 )
     ranked.sort(key=lambda item: item[:5])
     yield from ((-item[2], *item[5:]) for item in ranked)
