@@ -91,7 +91,7 @@ class Binder:
         self.first: list[Site] = []  # the reference's sites, each use of the same numbers once
         for site in reference.sites:
             ends = int(site.ids.flat[0]), int(site.ids.flat[-1])
-            key = (site.role, site.ids.shape, *ends, reference.nodes[site.node].data)
+            key = (site.role, site.ids.shape, *ends, self._meets_data(site))
             if key not in seen:
                 seen.add(key)
                 self.first.append(site)
@@ -257,7 +257,7 @@ class Binder:
             theirs = reference.leaf(int(other.ids.flat[0]))
             if not _same_role(site.role, other.role) or not _fits(site, other):
                 continue
-            if other.role in ("contract", "conv", "image") and reference.nodes[other.node].data != self.sure:
+            if other.role in ("contract", "conv", "image") and self._meets_data(other) != self.sure:
                 continue
             if shared != self._is_taken(other, theirs):
                 continue
@@ -415,6 +415,11 @@ class Binder:
         if site.operand is None or other.operand is None:
             return False
         return _same_value(self.port.nodes[site.operand], self.reference.nodes[other.operand])
+
+    def _meets_data(self, site: Site) -> bool:
+        """Whether a use of the reference is with activations or constants, not with other weights only."""
+        nodes = self.reference.nodes
+        return nodes[site.node].data or (site.operand is not None and not nodes[site.operand].weighted)
 
     def _is_taken(self, other: Site, leaf: Leaf) -> bool:
         count = self.counts[int(self.sure)][leaf.start]

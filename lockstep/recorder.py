@@ -131,6 +131,7 @@ class Recorder:
             return
         trace = self.trace
         data = any(trace.nodes[o.node].data for o in (operand, other) if o and o.node is not None)
+        data |= bool(other and other.node is not None and not trace.nodes[other.node].weighted)
         ids = once(ids) if operand.ids is None else ids
         if operand.ids is None and (not data or np.unique(ids).size < ids.size):
             return
