@@ -45,6 +45,6 @@ def draw_twins() -> bytes:
         for line in ours[next_i : next_i + 1]:  # none after the last
             table.add_row(Text(line, "grey70"), Text(line, "grey70"))
     width = sum(max(map(len, lines)) for lines in (ours, theirs)) + 2
-    console = Console(record=True, width=width, file=StringIO())
+    console = Console(record=True, width=width, file=StringIO(), emoji=False)
     console.print(table)
     return console.export_svg(title="The beginning of both training programs").encode()

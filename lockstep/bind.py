@@ -2,24 +2,32 @@
 
 There are no rules for layouts or classes of layers. Each number of each weight has a place of its own, so
 a fused projection may be several there, a 1x1 convolution a linear layer, a stack of blocks a list of them.
+A weight that is changed before it meets activations, as by a scale or a norm, is bound by a guess at first;
+the contraction corrects it, and the port runs again with what its contractions say.
 """
 
 import difflib
+import itertools
+import math
 import re
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 
 from lockstep.trace import Binding, Leaf, Node, Site, Trace
-from lockstep.values import NEAR, close, fingerprint, permutations, same_order
+from lockstep.values import EXACT, NEAR, close, distance, fingerprint, permutations, same_order
 
 ROLES = {"select_n": "where", "integer_pow": "pow", "square": "pow", "add_any": "add", "concatenate": "cat"}
 EXCHANGEABLE = ({"mul", "div"}, {"add", "sub"})
 WORDS = {"q": "query", "k": "key", "v": "value", "o": "out"}
 WORDS |= {f"w{letter}": word for letter, word in WORDS.items()}
+# A recurrent cell's weights of its input and of its state, with the gates apart or as one.
+WORDS |= {side + gate: side for side in "ih" for gate in "ifgornzh"}
 OWN = {"weight", "kernel", "scale", "embedding", "bias", "value", "mean", "var", "running"}
 COLLECTIONS = {"params", "batch_stats", "cell"}
 OPERAND, SIZE, ORDER, BEHIND = 4.0, 0.7, 0.03, 0.3  # what counts how much: an equal operand most
+ROOT = 0.3  # the same outermost module
 SAME, SURE = 1.0, 3.0  # the same module as a weight that is bound; as one that is by its equal operand
 UPSTREAM, FEW = 2.0, 8  # of the sites that an operand comes from; how many are kept
 
@@ -28,8 +36,11 @@ UPSTREAM, FEW = 2.0, 8  # of the sites that an operand comes from; how many are 
 def parts(name: str) -> tuple[tuple[str, ...], str]:
     """The words of a leaf's path, and its own name: ``layers.0.q.weight`` has (layers, 0, query), weight."""
     apart = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+    apart = re.sub(r"(^|\.)(weight|bias)_(\w+)$", r"\1\3.\2", apart)  # PyTorch's weight_ih_l1 is of layer 1
+    apart = re.sub(r"([ih]h)(?:_l0|_l(\d+))(_reverse)?\.", r"\2.\3.\1.", apart)
     words = [str(WORDS.get(word, word)) for word in re.findall(r"[a-z]+|\d+", apart)]
-    own: str = words.pop() if words and words[-1] in OWN else ""
+    module = len(words) == 1 and words[0] in ("value", "embedding")  # a projection's whole name
+    own: str = words.pop() if words and words[-1] in OWN and not module else ""
     while words and (words[-1] in OWN - {"value", "embedding"}):
         words.pop()
     return tuple(w for w in words if w not in COLLECTIONS), own
@@ -44,6 +55,7 @@ def similarity(a: str, b: str) -> float:
     numbers = [[w for w in p if w.isdigit()] for p in (path, other)]
     score = difflib.SequenceMatcher(None, text[0], text[1]).ratio()
     if words[0] and words[1]:
+        score += ROOT if words[0][0] == words[1][0] else 0.0
         alike = difflib.SequenceMatcher(None, " ".join(words[0]), " ".join(words[1])).ratio()
         score += 0.5 if numbers[0] and numbers[0] == numbers[1] and alike > 0.9 else 0.0
         last = [next((w for w in reversed(p) if w != "proj"), "") for p in words]
@@ -64,26 +76,46 @@ def _is_bias(name: str) -> bool | None:
 class Binder:
     """Binds while the port runs; ``port.weights`` is filled with the reference's numbers."""
 
-    def __init__(self, reference: Trace, port: Trace):
-        self.reference, self.port = reference, port
+    def __init__(self, reference: Trace, port: Trace, before: Trace | None = None):
+        self.reference, self.port, self.before = reference, port, before
         self.numbers = np.full(port.weights.size, -1, np.int64)
         self.kept = np.zeros(port.weights.size, bool)  # keeps its own numbers
-        self.taken = np.zeros(reference.weights.size, bool)
-        self.counts = {leaf.start: 0 for leaf in reference.leaves}  # numbers taken of each leaf
-        self.result = Binding(self.numbers)
+        self.taken = np.zeros((2, reference.weights.size), bool)  # by a guess or not, and for sure
+        self.counts = [{leaf.start: 0 for leaf in reference.leaves} for _ in self.taken]  # of each leaf
+        self.sure = False  # the use that is bound says in which order its numbers are
+        self.result = Binding(self.numbers, sure=np.zeros(port.weights.size, bool))
         self.last = 0  # order of the reference's site that was bound last
         self.pairs: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}  # paths bound before
         self.modules: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()  # by parameters
-        self.moved = False  # some weight was used before it was known where it belongs
         seen: set[tuple] = set()
         self.first: list[Site] = []  # the reference's sites, each use of the same numbers once
         for site in reference.sites:
-            key = (site.role, site.ids.shape, int(site.ids.flat[0]), int(site.ids.flat[-1]))
+            ends = int(site.ids.flat[0]), int(site.ids.flat[-1])
+            key = (site.role, site.ids.shape, *ends, self._meets_data(site))
             if key not in seen:
                 seen.add(key)
                 self.first.append(site)
         self.upstream = {"reference": [], "port": []}
-        self._bind_constants()
+        if before is None:
+            self._bind_constants()
+        else:
+            self._keep_sure(before)
+
+    def _keep_sure(self, before: Trace) -> None:
+        """Begin with what no guess was in."""
+        assert before.binding
+        numbers, sure, port = before.binding.numbers, before.binding.sure, self.port
+        leaves = {leaf.name: leaf for leaf in before.leaves}
+        for name, theirs, why in before.binding.names:
+            ids = np.arange(leaves[name].start, leaves[name].stop)
+            ids = ids[sure[ids] & (self.numbers[ids] < 0)]
+            if ids.size:
+                self._take(ids, numbers[ids], theirs, why, True)
+        self.port = before  # whose values are known
+        for mine, theirs in before.binding.sites.items():
+            if sure[before.sites[mine].ids].all():
+                self._bound(before.sites[mine], self.reference.sites[theirs])
+        self.port = port
 
     def _comes_from(self, side: str, node: int | None) -> frozenset[int]:
         """The sites whose results reach a node without passing another site."""
@@ -115,43 +147,71 @@ class Binder:
                     ids = np.squeeze(np.arange(theirs.start, theirs.stop).reshape(theirs.shape)).transpose(
                         order
                     )
-                    self._take(np.arange(mine.start, mine.stop), ids, theirs.name, "the same numbers")
+                    self._take(np.arange(mine.start, mine.stop), ids, theirs.name, "the same numbers", True)
                     break
 
-    def bind(self, site: Site, columns: np.ndarray | None) -> bool:
-        """Bind the numbers of a site of the port; whether any were bound now."""
-        ids = site.ids
+    def bind(self, site: Site, columns: np.ndarray | None, sure: bool = False) -> bool:
+        """Bind the numbers of a site of the port; whether any were bound now.
+
+        Args:
+            site: the use.
+            columns: what its other operand waits for, see `Operand.columns`.
+            sure: it is a contraction with activations; what was bound before by a guess is bound again.
+        """
+        ids, self.sure = site.ids, sure
+        if self.before:
+            site.columns = self.before.sites[site.order].columns
         if not ((self.numbers[ids] < 0) & ~self.kept[ids]).any():
-            return False
-        if site.role in ("add", "sub") and self._bind_bias(site, columns):
-            return True
+            return sure and not self.result.sure[ids].any() and self._bind_use(site)
+        if not (site.role in ("add", "sub") and self._bind_bias(site, columns)) and not self._bind_use(site):
+            self._bind_leaf(site)
+        return True
+
+    def _bind_use(self, site: Site) -> bool:
+        """Bind a site to one of the reference's; whether there is one."""
+        ids = site.ids
         if site.role == "contract" and ids.shape[0] > 1:  # a stack of weights: one for each example
             whole = self._candidates(site)
             if not whole:
                 for index in range(ids.shape[0]):
                     part = Site(site.order, -1, site.role, ids[index : index + 1], None, site.name)
-                    self.bind(part, None)
+                    self.bind(part, None, self.sure)
                 return True
         found = self._candidates(site) or self._candidates(site, shared=True)
         if found and site.role in ("contract", "gather") and ids.shape[0] == 1:
-            if self._bind_columns(site, found):
-                return True
-        elif found and self._bind_whole(site, found[0]):
-            return True
-        self._bind_leaf(site)
-        return True
+            return self._bind_columns(site, found)
+        return bool(found) and self._bind_whole(site, found[0])
+
+    def order(self, node: int, x: np.ndarray, axes: Sequence[int]) -> tuple[int, ...]:
+        """The order in which a contraction takes several axes of a value: as the reference has them in one.
+
+        If the reference has no such value, their own.
+        """
+        own, size = tuple(int(i) for i in np.argsort(axes)), math.prod(x.shape[a] for a in axes)
+        orders = list(dict.fromkeys([own, *itertools.permutations(own)]))
+        sums = [np.moveaxis(x, [axes[i] for i in o], range(len(o))).reshape(size, -1).sum(1) for o in orders]
+        for site in self.reference.sites:
+            y = self.reference.values.get(site.operand) if site.operand is not None else None
+            if site.role != "contract" or y is None or site.ids.shape[1] != size:
+                continue
+            if not _same_value(self.port.nodes[node], self.reference.nodes[site.operand or 0]):
+                continue
+            for order, axis in itertools.product(range(len(orders)), range(y.ndim)):
+                theirs = np.moveaxis(y, axis, 0).reshape(y.shape[axis], -1).sum(1)
+                if theirs.size == size and distance(theirs, sums[order]) <= EXACT:
+                    return orders[order]
+        return own
 
     def finish(self) -> Binding:
         """What was bound; leaves that no operation used keep their numbers."""
-        self.moved = self._follow_modules()
+        self._follow_modules()
         for leaf in self.port.leaves:
             if (self.numbers[leaf.start : leaf.stop] < 0).all():
                 self.result.unbound.append(leaf.name)
         return self.result
 
-    def _follow_modules(self) -> bool:
-        """Statistics belong to the module whose weights are bound; whether any had been bound elsewhere."""
-        moved = False
+    def _follow_modules(self) -> None:
+        """Statistics belong to the module whose weights are bound."""
         for leaf in (leaf for leaf in self.port.leaves if not leaf.trainable):
             path, own = parts(leaf.name)
             for theirs in self.reference.leaves:
@@ -161,9 +221,7 @@ class Binder:
                     continue
                 ids = np.arange(theirs.start, theirs.stop)
                 if (self.numbers[leaf.start : leaf.stop] >= 0).all() and self.numbers[leaf.start] not in ids:
-                    self._take(np.arange(leaf.start, leaf.stop), ids, theirs.name, "of the same module")
-                    moved = True
-        return moved
+                    self._take(np.arange(leaf.start, leaf.stop), ids, theirs.name, "of the same module", True)
 
     # --- the ways to bind ---
 
@@ -178,9 +236,9 @@ class Binder:
         order = next(permutations(want.shape, site.ids.shape), None)
         if want.size != site.ids.size or order is None or (want < 0).any():
             return False
-        if want.shape != site.ids.shape or self.taken[want].all():
+        if want.shape != site.ids.shape or self.taken[1][want].all():
             return False
-        self._take(site.ids, want, self._name(want), "follows its contraction")
+        self._take(site.ids, want, self._name(want), "follows its contraction", True)
         other = next((s for s in self.first if s.role == site.role and s.ids.flat[0] == want.flat[0]), None)
         if other is not None:
             self._bound(site, other)
@@ -198,6 +256,8 @@ class Binder:
         for other in reference.sites if shared else self.first:
             theirs = reference.leaf(int(other.ids.flat[0]))
             if not _same_role(site.role, other.role) or not _fits(site, other):
+                continue
+            if other.role in ("contract", "conv", "image") and self._meets_data(other) != self.sure:
                 continue
             if shared != self._is_taken(other, theirs):
                 continue
@@ -224,7 +284,7 @@ class Binder:
         """One weight here may be several there, or a part of one: take free columns in order."""
         columns, ids, shared = [], [], None
         for other in found:
-            taken = self.taken[other.ids[0]].any(0)
+            taken = self.taken[int(self.sure)][other.ids[0]].any(0)
             shared = bool(taken.all()) if shared is None else shared
             free = np.arange(taken.size) if shared else np.flatnonzero(~taken)
             free = free[: site.ids.shape[2] - len(columns)]
@@ -272,7 +332,7 @@ class Binder:
     def _arrange(self, site: Site, other: Site) -> np.ndarray | None:
         """The reference's numbers in the order of axes that the port has; the other operands tell."""
         ids = other.ids
-        if site.role in ("conv", "contract"):
+        if site.role in ("conv", "contract", "image"):
             return ids if ids.shape == site.ids.shape else None
         values = [
             trace.values.get(node) if node is not None else None
@@ -298,7 +358,7 @@ class Binder:
             leaf
             for leaf in self.reference.leaves
             if leaf.stop - leaf.start == size
-            and not self.counts[leaf.start]
+            and not self.counts[0][leaf.start]
             and (not leaf.constant or self._is_constant(mine))
         ]
         best = max(free, key=lambda leaf: similarity(leaf.name, mine.name), default=None)
@@ -318,17 +378,27 @@ class Binder:
 
     # --- helpers ---
 
-    def _take(self, mine: np.ndarray, theirs: np.ndarray, name: str, why: str) -> None:
+    def _take(
+        self, mine: np.ndarray, theirs: np.ndarray, name: str, why: str, sure: bool | None = None
+    ) -> None:
         mine, theirs = mine.ravel(), theirs.ravel()
+        sure = self.sure if sure is None else sure
+        if sure:
+            old, guessed = self.numbers[mine], theirs[self.taken[0][theirs] & ~self.taken[1][theirs]]
+            used = (old >= 0) | self.kept[mine]
+            # Other numbers than it was used with, or those of another weight, which has guessed wrongly.
+            self.result.moved |= bool((used & (old != theirs)).any()) or not np.isin(guessed, old).all()
+            self.result.sure[mine], self.kept[mine] = True, False
         self.port.weights[mine] = self.reference.weights[theirs]
         self.numbers[mine] = theirs
-        self.taken[theirs] = True
+        self.taken[: 1 + sure, theirs] = True
         starts = [leaf.start for leaf in self.reference.leaves]
         for index in np.unique(
             np.searchsorted(starts, theirs[:: max(1, theirs.size // 64)], side="right") - 1
         ):
             leaf = self.reference.leaves[index]
-            self.counts[leaf.start] = int(self.taken[leaf.start : leaf.stop].sum())
+            for counts, taken in zip(self.counts, self.taken, strict=True):
+                counts[leaf.start] = int(taken[leaf.start : leaf.stop].sum())
         self.result.names.append((self.port.leaf(int(mine[0])).name, name, why))
 
     def _bound(self, site: Site, other: Site) -> None:
@@ -346,11 +416,16 @@ class Binder:
             return False
         return _same_value(self.port.nodes[site.operand], self.reference.nodes[other.operand])
 
+    def _meets_data(self, site: Site) -> bool:
+        """Whether a use of the reference is with activations or constants, not with other weights only."""
+        nodes = self.reference.nodes
+        return nodes[site.node].data or (site.operand is not None and not nodes[site.operand].weighted)
+
     def _is_taken(self, other: Site, leaf: Leaf) -> bool:
-        count = self.counts[leaf.start]
+        count = self.counts[int(self.sure)][leaf.start]
         if count in (0, leaf.stop - leaf.start):
             return count > 0
-        return bool(self.taken[other.ids].all())
+        return bool(self.taken[int(self.sure)][other.ids].all())
 
     def _is_constant(self, leaf: Leaf) -> bool:
         return not np.ptp(np.real(self.port.given[leaf.start : leaf.stop]))

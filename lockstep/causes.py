@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lockstep.align import Alignment, Region, ancestors, behind_moves, ways_out
-from lockstep.describe import FUNCTIONS, PARTS, describe, describe_indices, describe_loss
+from lockstep.describe import PARTS, describe, describe_indices, describe_loss, function_of
 from lockstep.settings import from_torch
 from lockstep.trace import Edit, Node, Trace
 from lockstep.values import (
@@ -359,11 +359,12 @@ def _by_absence(case: Case) -> str:
         return ""
     if _draws(case, inside[1]):
         return f"only the {'port' if inside[1] else 'reference'} has dropout, or they have different rates"
-    for name, function in FUNCTIONS.items():
-        if not inside[1] and case.is_reference(function(theirs)):
-            return f"the reference computes {name}, which the port leaves out"
-        fitted = _fit(mine, theirs) if name not in PARTS else None
-        if not inside[0] and fitted and distance(function(fitted[0]), fitted[1]) <= EXACT:
+    name = "" if inside[1] else function_of(theirs, case.is_reference)
+    if name and name not in PARTS:
+        return f"the reference computes {name}, which the port leaves out"
+    if not inside[0] and (fitted := _fit(mine, theirs)):
+        name = function_of(fitted[0], lambda made: distance(made, fitted[1]) <= EXACT)
+        if name and name not in PARTS:
             return f"the port computes {name}, which the reference does not"
     for words, change in _changes(case, case.port.nodes[case.j], theirs) if not inside[1] else ():
         if case.is_reference(np.asarray(change(theirs))):
@@ -397,7 +398,7 @@ def _by_leaving_out(case: Case) -> str:
             y = _arranged(a, made, port.values[partner])
             edits |= _on(steps, partner, lambda _, y=y: y) if y is not None else {}
         if case.reproduces({}, edits):
-            name = next((k for k, f in FUNCTIONS.items() if distance(f(a), made) <= EXACT), "")
+            name = function_of(a, lambda y, made=made: distance(y, made) <= EXACT)
             return f"the reference computes {name or _summary(case, False, end)}, which the port leaves out"
     return ""
 
@@ -947,10 +948,15 @@ def _by_dependence(case: Case) -> str:
             trace.nodes, *(i for n in first for i in trace.nodes[n].inputs if trace.nodes[i].image)
         )
         some = [x for x in trace.leaves if x.node in tables and not x.trainable]
-        leaves.append([x.name for x in some if re.search("mean|var", x.name)])
+        leaves.append([x for x in some if re.search("mean|var", x.name)])
     if bool(leaves[0]) != bool(leaves[1]):
-        side, shown = ("reference", leaves[0]) if leaves[0] else ("port", leaves[1])
-        return f"only the {side} uses the running statistics {', '.join(shown[:2])}"
+        side, near = ("reference", leaves[0]) if leaves[0] else ("port", leaves[1])
+        other, numbers = case.alignment.trace(bool(leaves[0])), case.comparison.binding.numbers
+        behind = ancestors(other.nodes, *other.outputs.values())
+        used = [x for x in other.leaves if x.node in behind]  # anywhere in the model
+        mine, theirs = (near, used) if leaves[0] else (used, near)
+        if not any(a.start <= numbers[b.start] < a.stop for a in mine for b in theirs):
+            return f"only the {side} uses the running statistics {', '.join(x.name for x in near[:2])}"
     return ""
 
 

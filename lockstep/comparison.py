@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 
 from lockstep import adapters
-from lockstep.align import Alignment, Region
+from lockstep.align import Alignment, Region, behind_moves
 from lockstep.errors import UserError
 from lockstep.locate import Finding, locate
+from lockstep.rebind import rebind
 from lockstep.result import Difference, Place, Result, Row
-from lockstep.trace import Binding, Model, Node, Rounded, Source, Trace
+from lockstep.trace import Model, Node, Rounded, Source, Trace
 from lockstep.values import EXACT, NEAR, close, distance, fit_to, same_order
 
 FAULTS = 6  # differences that are looked for, one after another
 SEARCHES = 12  # for differences; one fault at several calls takes several
+RUNS = 4  # of a port until no weight is bound otherwise than it was used
 NOISE = 10.0  # float32: how many times the noise floor a difference may be
 PICTURES = ("convolution", "conv", "pool", "upsample")  # operations that take channels first in PyTorch
 
@@ -149,12 +151,16 @@ class Comparison:
         reference, port: their traces; the port's with the reference's weights.
         replaced: the port's values that were replaced by the reference's, to go on after a difference.
         binding: of the port's weights.
+        exchanged: a run of the port with the bindings that `rebind` found; None: there are none.
+        rebound: whether it was tried.
         result: what was found.
     """
 
     def __init__(self, say: Callable[[str], None]):
         self.say, self.result = say, Result()
         self.replaced: dict[int, np.ndarray] = {}
+        self.exchanged: Trace | None = None
+        self.rebound = False
 
     def make(self, reference: Any, port: Any, inputs: tuple, other: Any, losses: Any, exact: bool) -> None:
         """Make both models and trace them, the port against the reference."""
@@ -170,33 +176,35 @@ class Comparison:
         candidates = [as_inputs(other)] if other is not None else self._candidates(reference, port, inputs)
         second = make_model(port, candidates, self.reference.training, losses[1], exact)
         self.models = first, second
-        self.port = second.trace(self.reference)
+        self.again({})
         if (self.reference.loss is None) != (self.port.loss is None):
             raise UserError(
                 "one side has a loss and the other has not; give both, also where one is recorded"
             )
-        assert self.port.binding is not None
-        self.binding: Binding = self.port.binding
         self.result.versions = {**self.reference.versions, **self.port.versions}
 
     def _candidates(self, reference: Any, port: Any, inputs: tuple) -> list[tuple[tuple, dict]]:
         """The inputs as the port may take them: images in its own layout first."""
         last = [adapters.kind_of(side) in ("nnx", "linen") for side in (reference, port)]
         moves = (1, -1) if not last[0] else (-1, 1)
+        nodes = self.reference.nodes
         pictures = {
-            self.reference.nodes[node.inputs[0]].shape
-            for node in self.reference.nodes
+            nodes[i].shape
+            for node in nodes
             if any(word in node.op.lower() for word in PICTURES) and node.inputs
+            for i in behind_moves(nodes, node.inputs[0])
         }
 
-        def move(x: Any) -> Any:
-            if isinstance(x, np.ndarray) and x.ndim > 2 and x.dtype.kind == "f" and x.shape in pictures:
-                return np.moveaxis(x, *moves)
-            return x
+        def move(x: Any, guess: bool) -> Any:
+            fits = isinstance(x, np.ndarray) and x.ndim > 2 and x.dtype.kind == "f"
+            return np.moveaxis(x, *moves) if fits and (x.shape in pictures or (guess and x.ndim == 4)) else x
 
         args, kwargs = inputs
-        moved = tuple(map(move, args)), {k: move(v) for k, v in kwargs.items()}
-        return [moved, inputs] if last[0] != last[1] else [inputs, moved]
+        moved, guessed = (
+            (tuple(move(x, guess) for x in args), {k: move(x, guess) for k, x in kwargs.items()})
+            for guess in (False, True)
+        )
+        return [*((moved, inputs) if last[0] != last[1] else (inputs, moved)), guessed]
 
     # --- what is compared, in order ---
 
@@ -261,6 +269,8 @@ class Comparison:
             if all(distance_ <= NEAR for *_, distance_ in bad):
                 self.near(bad, what)
                 break
+            if rebind(self, far):
+                continue
             finding = locate(self, [(t, j) for _, t, j, _ in bad])
             words = "; ".join(f"{what}{label} differs by {_size(d)}" for label, _, _, d in bad[:3])
             count += 1
@@ -286,9 +296,20 @@ class Comparison:
     def again(self, replace: Mapping[int, np.ndarray]) -> None:
         """Run the port again with further values replaced."""
         self.replaced |= replace
-        self.port = self.models[1].trace(self.reference, None, self.replaced)
-        assert self.port.binding is not None  # made anew: behind a difference operands do not match
-        self.binding = self.port.binding
+        self.adopt(self.run_port(self.exchanged), self.exchanged)
+
+    def run_port(self, before: Trace | None) -> Trace:
+        """Run the port, its weights bound anew: behind a difference operands do not match."""
+        port = self.models[1].trace(self.reference, None, self.replaced, before)
+        for _ in range(RUNS - 1):
+            if port.binding and port.binding.moved:
+                port = self.models[1].trace(self.reference, None, self.replaced, port)
+        return port
+
+    def adopt(self, port: Trace, exchanged: Trace | None) -> None:
+        """Go on with a run of the port that began with some bindings."""
+        assert port.binding is not None
+        self.port, self.binding, self.exchanged = port, port.binding, exchanged
 
     @property
     def tolerance(self) -> float:
@@ -342,10 +363,16 @@ class Comparison:
         return found
 
     def permuted(self, pairs: list[tuple[str, int, int]]) -> None:
-        """Say which outputs are equal only with their axes in another order."""
+        """Say which outputs are equal only with their axes in another order, and which show nothing."""
         for label, t, j in pairs:
             a, b = self.reference.values.get(t), self.port.values.get(j)
             order = same_order(a, b) if a is not None and b is not None else None
+            numbers = self.reference.nodes[t].scalar, self.port.nodes[j].scalar
+            if a is not None and a.size > 1 and None not in numbers:
+                self.result.notes.append(
+                    f"output{label} is the same number everywhere on both sides ({numbers[0]:g} in the "
+                    "reference): equal or not, it shows little; give other inputs or weights"
+                )
             if order and order != tuple(range(len(order))):
                 self.result.notes.append(f"output{label} is equal with its axes in the order {order}")
 

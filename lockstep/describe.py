@@ -14,7 +14,11 @@ Array = np.ndarray
 Made = Iterator[tuple[str, Array]]
 LARGE, FAR = 2**18, 64  # numbers of a value that is described; places along an axis that is resized
 
-FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+FUNCTIONS: dict[str, Callable[[Array], Array]] = {  # the simplest first, as numbers above zero need no more
+    "abs": np.abs,
+    "exp": np.exp,
+    "square": np.square,
+    "the square root": lambda x: np.sqrt(np.abs(x)),
     "relu": lambda x: np.maximum(x, 0),
     "GELU with erf (approximate=False)": lambda x: 0.5 * x * (1 + special.erf(x / math.sqrt(2))),
     "GELU with tanh (approximate=True)": lambda x: (
@@ -38,10 +42,6 @@ FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "softsign": lambda x: x / (1 + np.abs(x)),
     "log_sigmoid": lambda x: -np.logaddexp(-x, 0),
     **{f"leaky_relu of slope {a:g}": lambda x, a=a: np.where(x > 0, x, a * x) for a in (0.01, 0.1, 0.2, 0.3)},
-    "abs": np.abs,
-    "exp": np.exp,
-    "square": np.square,
-    "the square root": lambda x: np.sqrt(np.abs(x)),
 }
 PARTS = ("abs", "exp", "square", "the square root")  # of other formulas more often than a mistake
 REDUCTIONS: dict[str, Callable[..., Any]] = {
@@ -83,7 +83,8 @@ def _made(x: Array, y: Array, order: tuple[int, ...], numbers: Iterable[float]) 
     if y.size < x.size:
         yield from _reductions(x, y, some, order)
     elif y.size == x.size:
-        yield from ((name, function(x)) for name, function in FUNCTIONS.items())
+        if name := function_of(x, lambda made: distance(made.ravel(), y.ravel()) <= EXACT):
+            yield name, y
         yield from _normalisations(x, some, order, numbers)
         yield from _rotations(x, y, order)
         if x.shape == y.shape and x.ndim > 2:  # channels last or first
@@ -95,6 +96,12 @@ def _made(x: Array, y: Array, order: tuple[int, ...], numbers: Iterable[float]) 
         if changed and all(y.shape[a] > 1 for a in changed):
             yield from _windows(x, y, changed)
             yield from _resizes(x, y, changed)
+
+
+def function_of(x: Array, fits: Callable[[Array], bool]) -> str:
+    """The simplest function of a value whose result fits, and which changes it; empty if there is none."""
+    made = ((name, function(x)) for name, function in FUNCTIONS.items())
+    return next((name for name, y in made if distance(x, y) > EXACT and fits(y)), "")
 
 
 def _named(axes: Iterable[int], order: tuple[int, ...]) -> str:

@@ -112,6 +112,7 @@ BINARY = {
     "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "and": np.bitwise_and,
     "or": np.bitwise_or, "xor": np.bitwise_xor,
 }  # fmt: skip
+POINTWISE = {*UNARY, *BINARY, "rsqrt", "integer_pow", "div", "select_n"}
 KERNELS: dict[str, Callable[..., Any]] = {
     **MOVES,
     **{name: _plain(function) for name, function in (UNARY | BINARY).items()},

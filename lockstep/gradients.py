@@ -25,7 +25,8 @@ def cotangents(trace: Trace) -> dict[str, np.ndarray]:
         value = trace.values.get(node)
         if value is not None and value.dtype.kind in "fc":
             finite = np.isfinite(value)
-            found[label] = np.random.default_rng([index, *value.shape]).standard_normal(value.shape) * finite
+            numbers = np.random.default_rng([index, *value.shape]).standard_normal(value.shape)
+            found[label] = np.where(finite, numbers, 0.0)
     return found
 
 

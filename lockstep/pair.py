@@ -97,7 +97,7 @@ def compare(words: list[str]) -> int:
     if options.table:
         from rich.console import Console
 
-        Console(width=80).print(result.table())
+        Console(width=80, emoji=False, highlight=False).print(result.table())
     print(result)
     if options.json:
         options.json.write_text(result.to_json() + "\n")

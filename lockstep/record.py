@@ -54,6 +54,7 @@ class Recorded:
         reference: Trace | None = None,
         weights: np.ndarray | None = None,
         replace: Mapping[int, np.ndarray] | None = None,
+        before: Trace | None = None,
     ) -> Trace:
         """See `Model.trace`; nothing else can be run, so a port must be a live model."""
         if reference is not None:

@@ -1,6 +1,6 @@
 """What every tracer calls to build a `Trace`: leaves, inputs, constants, uses of weights, operations."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,10 @@ import numpy as np
 
 from lockstep.bind import Binder
 from lockstep.trace import KEPT, MANY, SMALL, Leaf, Node, Site, Source, Trace
-from lockstep.values import fingerprint, squeeze_ids
+from lockstep.values import fingerprint, squeeze_ids, unrepeated
 
 CONTRACTIONS = ("contract", "conv")
+ORDERED = (*CONTRACTIONS, "image", "gather")  # roles that say in which order numbers are
 
 
 class Operand:
@@ -21,9 +22,10 @@ class Operand:
         node: its node; None for literals.
         ids: which numbers of `Trace.weights` it consists of, if it holds nothing else, in its shape.
         columns: which of the reference's biases each number waits for (-1: none), in its shape.
+        roots: as ``ids``, of a weight that was changed, as by a scale: what each number was made of.
     """
 
-    __slots__ = ("columns", "ids", "node", "value", "version")
+    __slots__ = ("columns", "ids", "node", "roots", "value", "version")
 
     def __init__(
         self,
@@ -31,8 +33,17 @@ class Operand:
         node: int | None = None,
         ids: np.ndarray | None = None,
         columns: np.ndarray | None = None,
+        roots: np.ndarray | None = None,
     ):
         self.value, self.node, self.ids, self.columns, self.version = value, node, ids, columns, 0
+        self.roots = roots if ids is None else ids
+
+
+def once(ids: np.ndarray) -> np.ndarray:
+    """Numbers without their repetitions along the first axis, as for each example or group."""
+    n = np.unique(ids.reshape(len(ids), -1)[:, 0]).size if ids.size else len(ids)
+    parts = ids.reshape(-1, n, *ids.shape[1:]) if n and not len(ids) % n else ids[None]
+    return parts[0] if (parts == parts[0]).all() else ids
 
 
 class Recorder:
@@ -45,7 +56,9 @@ class Recorder:
         weights: np.ndarray | None = None,
         replace: Mapping[int, np.ndarray] | None = None,
         everything: bool = False,
+        before: Trace | None = None,
     ):
+        self.before = before
         self.trace = Trace(framework)
         self.room = np.inf if everything else MANY  # numbers that may still be kept
         self.reference, self.given, self.replace = reference, weights, replace or {}
@@ -81,7 +94,7 @@ class Recorder:
             trace.weights, self.version = self.given, 1
         elif self.reference is not None:
             trace.weights = trace.given.copy()
-            self.binder = Binder(self.reference, trace)
+            self.binder = Binder(self.reference, trace, self.before)
             self.version = 1
         return found
 
@@ -116,14 +129,20 @@ class Recorder:
         """
         if not ids.size:
             return
-        if role not in (*CONTRACTIONS, "gather"):
-            ids = squeeze_ids(ids)
         trace = self.trace
+        data = any(trace.nodes[o.node].data for o in (operand, other) if o and o.node is not None)
+        data |= bool(other and other.node is not None and not trace.nodes[other.node].weighted)
+        ids = once(ids) if operand.ids is None else ids
+        if operand.ids is None and (not data or np.unique(ids).size < ids.size):
+            return
+        if role not in ORDERED:
+            ids = squeeze_ids(ids)
         name = trace.leaf(int(ids.flat[0])).name
         site = Site(len(trace.sites), -1, role, ids, other.node if other else None, name)
         trace.sites.append(site)
         self.pending.append(site)
-        if self.binder and self.binder.bind(site, other.columns if other else None):
+        sure = data and role in ORDERED
+        if self.binder and self.binder.bind(site, other.columns if other else None, sure):
             self.version += 1
 
     def record(
@@ -134,7 +153,8 @@ class Recorder:
         *,
         moves: bool = False,
         ids: Sequence[np.ndarray | None] | None = None,
-        columns: Sequence[np.ndarray | None] | None = None,
+        moved: Callable[[np.ndarray], Sequence[np.ndarray] | None] | None = None,
+        pointwise: bool = False,
         column_axes: tuple[int, ...] | None = None,
         sources: tuple[Source, ...] = (),
         module: str = "",
@@ -148,7 +168,8 @@ class Recorder:
             values: its results.
             moves: it only moves, repeats or casts numbers.
             ids: for each result the numbers of weights that it consists of.
-            columns: for each result what `Operand.columns` says, where an operation moved it.
+            moved: what the operation does to the places of its one operand's numbers, if it moves them.
+            pointwise: each number of its result comes from one of each operand.
             column_axes: of a contraction's result: the axes along which the columns of the weight lie.
             sources: lines of the user's code, innermost first.
             module: the path of the module.
@@ -158,6 +179,12 @@ class Recorder:
         for i in inputs:
             if trace.nodes[i].kind == "constant" and not trace.nodes[i].sources:
                 trace.nodes[i].sources = sources  # where it is used first
+        columns, roots = (
+            moved(places) if moved and len(operands) == 1 and places is not None else None
+            for places in ((operands[0].columns, operands[0].roots) if operands else (None, None))
+        )
+        if pointwise:
+            roots = [self._roots(operands, np.shape(values[0]))]
         found = []
         for index, value in enumerate(values):
             mine = ids[index] if ids else None
@@ -172,7 +199,8 @@ class Recorder:
                 self.images[node.id] = mine
             if moves and inputs:
                 node.contraction = trace.nodes[inputs[0]].contraction
-            found.append(Operand(value, node.id, mine, columns[index] if columns else None))
+            carried = (places[index] if places else None for places in (columns, roots))
+            found.append(Operand(value, node.id, mine, *carried))
             found[-1].version = self.version
         for site in self.pending:
             site.node = found[0].node if found and found[0].node is not None else -1
@@ -186,6 +214,18 @@ class Recorder:
                     trace.sites[contraction].bias = site.order
         self.pending.clear()
         return found
+
+    def _roots(self, operands: Sequence[Operand], shape: tuple[int, ...]) -> np.ndarray | None:
+        """Of which weight's numbers a result is made one by one: the largest, if no activation is."""
+        sizes = [unrepeated(np.asarray(o.value if o.roots is None else o.roots)).size for o in operands]
+        weights = [i for i, o in enumerate(operands) if o.roots is not None]
+        best = max(weights, key=lambda i: sizes[i], default=None)
+        if best is None:
+            return None
+        others = [i for i, o in enumerate(operands) if o is not operands[best] and o.node is not None]
+        if any(self.trace.nodes[operands[i].node or 0].data and sizes[i] >= sizes[best] for i in others):
+            return None
+        return np.broadcast_to(operands[best].roots, shape)  # type: ignore[arg-type]
 
     def _columns(self, site: Site, shape: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray | None:
         assert self.reference

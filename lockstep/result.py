@@ -1,6 +1,5 @@
 """What a comparison found, and how it is said: on screen within 80 columns, and as JSON."""
 
-import io
 import json
 import linecache
 from collections.abc import Iterator
@@ -8,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lockstep.trace import Source
 
@@ -169,24 +167,20 @@ class Result:
         table.add_column("difference", justify="right")
         for row in self.rows:
             far = "not in the port" if row.difference is None else f"{row.difference:.0e}"
-            table.add_row(escape(row.module), _shape(row.shape), far)
+            table.add_row(Text(row.module), _shape(row.shape), far)
         return table
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        yield escape(self.verdict)
-        for number, difference in enumerate(self.differences, 1):
-            yield ""
-            yield from (escape(line) for line in _report(number, difference))
-        if self.notes:
-            yield ""
-        for note in self.notes:
-            yield from (escape(line) for line in _wrap("note: ", note))
+        yield Text(str(self))  # no string: rich makes a picture of :100: and a style of [bold]
 
     def __str__(self) -> str:
-        screen = io.StringIO()
-        console = Console(file=screen, width=WIDTH, highlight=False, soft_wrap=True)
-        console.print(self)
-        return screen.getvalue().rstrip("\n")
+        lines = [self.verdict]
+        for number, difference in enumerate(self.differences, 1):
+            lines += ["", *_report(number, difference)]
+        lines += [""] if self.notes else []
+        for note in self.notes:
+            lines += _wrap("note: ", note)
+        return "\n".join(lines)
 
 
 def _report(number: int, difference: Difference) -> Iterator[str]:

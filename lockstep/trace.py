@@ -54,14 +54,17 @@ class Node:
 class Site:
     """The first operation that consumes numbers of leaves, after they were moved at most.
 
+    A contraction is one too if they were changed before, as by a scale: only there their order is known.
+
     ``ids`` says which numbers of `Trace.weights`, in a form that is the same in every framework:
-    (batch, contracted, columns) of a ``contract``, (outputs, inputs, *window) of a ``conv``, (1, rows,
-    features) of a ``gather``, else without axes of size one and axes along which they repeat.
+    (batch, contracted, columns) of a ``contract``, (outputs, inputs, *window) of a ``conv``, (channels,
+    *places) of the ``image`` that it takes, (1, rows, features) of a ``gather``, else without axes of size
+    one and axes along which they repeat.
     """
 
     order: int
     node: int
-    role: str  # contract, conv, gather, add, sub, mul, div, cat or the operation's name
+    role: str  # contract, conv, image, gather, add, sub, mul, div, cat or the operation's name
     ids: np.ndarray
     operand: int | None  # node of the other operand
     name: str  # of the leaf that the first number belongs to
@@ -77,6 +80,8 @@ class Binding:
     sites: dict[int, int] = field(default_factory=dict)  # the port's site to the reference's
     names: list[tuple[str, str, str]] = field(default_factory=list)  # port's leaf, reference's, and why
     unbound: list[str] = field(default_factory=list)  # leaves of the port that keep their own numbers
+    sure: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # which numbers no guess is in
+    moved: bool = False  # some weight was used before it was known where it belongs: run again
 
     def fill(self, reference: np.ndarray, own: np.ndarray | float, part: slice = slice(None)) -> np.ndarray:
         """One number for each of the port's weights: the reference's where it is bound, else its own."""
@@ -154,6 +159,7 @@ class Model(Protocol):
         reference: Trace | None = None,
         weights: np.ndarray | None = None,
         replace: Mapping[int, np.ndarray] | None = None,
+        before: "Trace | None" = None,
     ) -> Trace:
         """Run forward.
 
@@ -161,6 +167,7 @@ class Model(Protocol):
             reference: bind the weights to this trace's by their use, see `bind`.
             weights: numbers to run with instead, as `Trace.weights`.
             replace: values to go on with, by node.
+            before: an earlier run against the same reference, whose sure bindings are kept.
 
         Raises:
             UserError: the model cannot take its inputs, or does what cannot be traced.

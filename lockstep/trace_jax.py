@@ -15,9 +15,9 @@ from jax.extend import core
 from lockstep.adapters import Adapter, is_array
 from lockstep.align import ancestors
 from lockstep.errors import UserError, explain, own_line
-from lockstep.evaluate import DTYPES, KERNELS, MOVES
+from lockstep.evaluate import DTYPES, KERNELS, MOVES, POINTWISE
 from lockstep.outputs import labelled
-from lockstep.recorder import Operand, Recorder
+from lockstep.recorder import Operand, Recorder, once
 from lockstep.trace import Edit, Gradients, Rounded, Source, Trace
 
 WIDER = {
@@ -196,12 +196,8 @@ class Interpreter:
             ids = [operands[0].ids]
         elif name in MOVES and weights and all(weights):
             ids = _listed(MOVES[name](*[o.ids for o in operands], **params))
-        if ids is None and any(weights) and (not moves or name == "concatenate"):
+        if ids is None and (not moves or name == "concatenate"):
             self._use(name, params, operands)
-        columns: list | None = None
-        if moves and len(operands) == 1 and operands[0].columns is not None:
-            same = name not in MOVES
-            columns = [operands[0].columns] if same else _listed(MOVES[name](operands[0].columns, **params))
         values = [recorder.value(o) for o in operands]
         sources = self._sources(eqn)
 
@@ -220,8 +216,10 @@ class Interpreter:
         if self.names and self.names[-1]:
             shown["within"] = self.names[-1]
         made = recorder.record(
-            name, operands, outs, moves=moves, ids=ids, columns=columns, params=shown, sources=sources,
-            column_axes=_column_axes(name, params, operands), module=_module(eqn),
+            name, operands, outs, moves=moves, ids=ids, params=shown, sources=sources,
+            moved=(lambda x: _listed(MOVES[name](x, **params)) if name in MOVES else [x]) if moves else None,
+            pointwise=name in POINTWISE, column_axes=_column_axes(name, params, operands),
+            module=_module(eqn),
         )  # fmt: skip
         self._keep(operands, made, evaluate, lambda values: _listed(eqn.primitive.bind(*values, **params)))
         return made
@@ -298,7 +296,8 @@ class Interpreter:
 
     def _use(self, name: str, params: dict[str, Any], operands: list[Operand]) -> None:
         for position, operand in enumerate(operands):
-            ids = operand.ids
+            kernel, convolved = position == 1, name == "conv_general_dilated"
+            ids = operand.roots if convolved or name == "dot_general" else operand.ids
             if ids is None:
                 continue
             others = [o for o in operands if o is not operand and o.node is not None]
@@ -307,10 +306,16 @@ class Interpreter:
             if name == "dot_general":
                 (ca, cb), (ba, bb) = params["dimension_numbers"]
                 inner, batch = ((ca, ba), (cb, bb))[position]
+                if len(inner) > 1 and self.recorder.binder and other and other.node is not None:
+                    lies = (cb, ca)[position]
+                    inner = [inner[i] for i in self.recorder.binder.order(other.node, other.value, lies)]
                 free = [i for i in range(ids.ndim) if i not in (*inner, *batch)]
                 sizes = [int(np.prod([ids.shape[i] for i in axes])) for axes in (batch, inner, free)]
                 role, ids = "contract", ids.transpose(*batch, *inner, *free).reshape(sizes)
-            elif name == "conv_general_dilated" and position == 1:
+            elif convolved and not kernel:
+                ids = ids.transpose(params["dimension_numbers"].lhs_spec)
+                role, ids = "image", once(ids.reshape(-1, *ids.shape[2:]))
+            elif convolved:
                 role, ids = "conv", ids.transpose(params["dimension_numbers"].rhs_spec)
                 if all(n == 1 for n in ids.shape[2:]) and params["feature_group_count"] == 1:
                     role, ids = "contract", ids.reshape(ids.shape[:2]).T[None]
@@ -332,11 +337,11 @@ class Interpreter:
             for x in stacked:
                 value = recorder.value(x)[i]
                 ids = [x.ids[i]] if x.ids is not None else None
-                columns = [x.columns[i]] if x.columns is not None else None
                 value = value if is_key(value) else np.asarray(value)
                 part = recorder.record(
-                    "scan slice", [x], [value], moves=True, ids=ids, columns=columns, sources=sources
-                )
+                    "scan slice", [x], [value], moves=True, ids=ids, sources=sources,
+                    moved=lambda places, i=i: [places[i]],
+                )  # fmt: skip
                 take = lambda values, _=None, i=i: [values[0][i]]  # noqa: E731
                 self._keep([x], part, take, take)
                 parts += part
@@ -470,7 +475,8 @@ class JaxModel:
                 problems.append(error)
         first = problems[0]
         line = own_line(first, (*LIBRARIES, HERE, "<"))
-        raise UserError(f"the JAX model cannot take these inputs: {explain(first)}{line}") from first
+        told = "; port_inputs gives it others" if len(candidates) > 1 else ""
+        raise UserError(f"the JAX model cannot take these inputs: {explain(first)}{line}{told}") from first
 
     def _prepare(self, args: tuple, kwargs: dict) -> None:
         """Make the jaxpr: in float64, or in the model's own types if it insists on them."""
@@ -498,10 +504,13 @@ class JaxModel:
     def _jaxpr(self) -> tuple[Any, Any]:
         make = jax.make_jaxpr(self._run, return_shape=True)
         try:
-            return make(self.leaves, self.dynamic)
+            closed, shape = make(self.leaves, self.dynamic)
         except jax.errors.ConcretizationTypeError:  # Python reads a number that no input decides
             with jax.ensure_compile_time_eval():
-                return make(self.leaves, self.dynamic)
+                closed, shape = make(self.leaves, self.dynamic)
+        # Copies: while JAX's own is alive, it takes that for the model's NumPy array in float32 too.
+        consts = [np.array(x) if isinstance(x, np.ndarray) else x for x in closed.consts]
+        return core.ClosedJaxpr(closed.jaxpr, consts), shape
 
     def _run(self, leaves: list[Any], dynamic: dict[str, Any]) -> dict[str, Any]:
         every = {**self.static, **dynamic}
@@ -521,9 +530,10 @@ class JaxModel:
         reference: Trace | None = None,
         weights: np.ndarray | None = None,
         replace: Mapping[int, np.ndarray] | None = None,
+        before: Trace | None = None,
     ) -> Trace:
         """See `Model.trace`."""
-        recorder = Recorder("JAX", reference, weights, replace, self.everything)
+        recorder = Recorder("JAX", reference, weights, replace, self.everything, before)
         interpreter = Interpreter(recorder, self)
         adapter = self.adapter
         arrays = {
@@ -565,10 +575,6 @@ class JaxModel:
         self.steps, self.rules, self.traced = interpreter.steps, interpreter.rules, trace
         self.replaced = set(replace or ())
         recorder.finish()
-        if recorder.binder and recorder.binder.moved:
-            again = self.trace(reference, trace.weights, replace)
-            again.binding, again.given = trace.binding, trace.given
-            return again
         return trace
 
     def replay(
@@ -647,11 +653,17 @@ class JaxModel:
 
     def rounded(self, weights: np.ndarray) -> Rounded:
         """See `Model.rounded`; without the noise floor, which is the reference's."""
+        if any(getattr(x, "dtype", None) in (np.float64, np.complex128) for x in self.closed.consts):
+            jax.clear_caches()  # of operations that were traced with these arrays in float64
         with jax.enable_x64(False), _on_cpu(), _fixed_draws(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that float64, which the trace asked for, is float32 here
             leaves = [x if is_key(x) else _narrow(x) for x in self._leaves(weights)]
             dynamic = jax.tree.map(_narrow, self.dynamic)
-            outputs = self._run(leaves, dynamic)["outputs"]  # not compiled: XLA would simplify sums
+            try:
+                outputs = self._run(leaves, dynamic)["outputs"]  # not compiled: XLA would simplify sums
+            except Exception as error:
+                words = f"the JAX model cannot run in float32: {explain(error)}; compare with float32=False"
+                raise UserError(words) from error
         return Rounded({k: np.asarray(v).astype(np.float64) for k, v in outputs.items()}, {})
 
     def _leaves(self, weights: np.ndarray) -> list[Any]:

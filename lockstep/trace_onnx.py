@@ -92,9 +92,10 @@ class OnnxModel:
         reference: Trace | None = None,
         weights: np.ndarray | None = None,
         replace: Mapping[int, np.ndarray] | None = None,
+        before: Trace | None = None,
     ) -> Trace:
         """See `Model.trace`."""
-        recorder = Recorder(self.framework, reference, weights, replace, self.everything)
+        recorder = Recorder(self.framework, reference, weights, replace, self.everything, before)
         leaves = recorder.leaves((name, x, True, False) for name, x in self.weights.items())
         known = dict(zip(self.weights, leaves, strict=True))
         known |= {name: recorder.input(name, x) for name, x in self.inputs.items()}

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lockstep.errors import UserError, explain, own_line
 from lockstep.outputs import labelled
-from lockstep.recorder import Operand, Recorder
+from lockstep.recorder import Operand, Recorder, once
 from lockstep.trace import Edit, Gradients, Rounded, Source, Trace
 
 aten = torch.ops.aten
@@ -51,6 +51,7 @@ MOVES = {
 }  # fmt: skip
 LOOKUPS = ("embedding", "index_select", "index")  # of rows that no input decides: numbers are moved only
 JOINS = ("cat", "stack")
+PRODUCTS = ("mm", "bmm", "dot", "mv", "vdot")
 READS = ("_local_scalar_dense", "is_same_size", "equal", "sym_size", "is_nonzero", "item")
 DRAWS = {  # random numbers become this number, in every framework
     "bernoulli": 1.0, "bernoulli_": 1.0, "rand": 0.5, "rand_like": 0.5, "randn": 0.5, "randn_like": 0.5,
@@ -200,13 +201,13 @@ class Tracer(Lift):
         mutable = func._schema.is_mutable
         moves, ids = name in MOVES, None
         if name in LOOKUPS and operands[0].ids is not None and not self._depends(operands[1:]):
-            ids = _moved_ids(func, name, (tensors[0], *args[1:]), kwargs, operands[:1])
+            ids = _moved_ids(func, name, (tensors[0], *args[1:]), kwargs, [operands[0].ids])
             moves = ids is not None
         elif moves and operands and all(o.ids is not None for o in operands):
-            ids = _moved_ids(func, name, args, kwargs, operands)
+            ids = _moved_ids(func, name, args, kwargs, [o.ids for o in operands])
         if (
             not mutable
-            and any(o.ids is not None for o in operands)
+            and any(o.roots is not None for o in operands)
             and (not moves or (name in JOINS and ids is None))
         ):
             self._use(name, args, operands)
@@ -222,14 +223,14 @@ class Tracer(Lift):
             outs = [t for t in outs if not any(t is given for given in tensors)]
         if not outs:
             return out
-        columns = None
-        if moves and not mutable and len(operands) == 1 and operands[0].columns is not None:
-            columns = _moved_ids(func, name, args, kwargs, operands, "columns")
+        moved = (lambda x: _moved_ids(func, name, args, kwargs, [x])) if moves and not mutable else None
+        pointwise = torch.Tag.pointwise in func.tags and not mutable
         axes, settings = _column_axes(name, args, outs[0]), _settings(func, args, kwargs)
         ids = None if mutable else ids
         made = self._record(
-            name, tensors, outs, moves=moves, ids=ids, columns=columns, column_axes=axes, params=settings
-        )
+            name, tensors, outs, moves=moves, ids=ids, moved=moved, pointwise=pointwise, column_axes=axes,
+            params=settings,
+        )  # fmt: skip
         if mutable:
             self._alias(name, outs[0], made[0])
         return out
@@ -249,7 +250,7 @@ class Tracer(Lift):
         )
         for tensor, operand in zip(outs, made, strict=True):
             if operand.node in self.recorder.replace:
-                tensor.copy_(torch.from_numpy(np.ascontiguousarray(operand.value)))
+                tensor.copy_(torch.from_numpy(np.asarray(operand.value, order="C")))
             self.add(tensor, operand)
         return made
 
@@ -258,7 +259,7 @@ class Tracer(Lift):
             if not isinstance(x, torch.Tensor) or self.operand(x).ids is None:
                 return x
             operand = self.operand(x)
-            fresh = torch.from_numpy(np.ascontiguousarray(self.recorder.value(operand)))
+            fresh = torch.from_numpy(np.asarray(self.recorder.value(operand), order="C"))
             self.known[fresh] = operand
             return fresh.reshape(x.shape)
 
@@ -286,22 +287,26 @@ class Tracer(Lift):
 
     def _use(self, name: str, args: tuple, operands: list[Operand]) -> None:
         for position, operand in enumerate(operands):
-            ids = operand.ids
+            kernel, convolved = position == 1, name == "convolution"
+            ids = operand.roots if convolved or name in PRODUCTS else operand.ids
             if ids is None:
                 continue
             others = [o for o in operands if o is not operand]
             other = next((o for o in others if o.ids is None), others[0] if others else None)
             role = name.rstrip("_")
-            if name in ("mm", "bmm", "dot", "mv"):
+            if name in PRODUCTS:
                 role = "contract"
                 if position == 0 and ids.ndim > 1:
                     ids = ids.swapaxes(-1, -2)
                 ids = (
                     ids.reshape((1,) * (3 - ids.ndim) + ids.shape) if ids.ndim > 1 else ids.reshape(1, -1, 1)
                 )
-            elif name == "convolution" and position == 1:
+            elif convolved and not kernel:
+                role, ids = "image", once(ids.reshape(-1, *ids.shape[2:]))
+            elif convolved:
                 role, ids = "conv", _kernel_ids(ids, transposed=args[6], groups=args[8])
-                if all(n == 1 for n in ids.shape[2:]) and args[8] == 1:
+                count, ids = len(ids), once(ids)
+                if all(n == 1 for n in ids.shape[2:]) and args[8] * len(ids) == count:
                     role, ids = "contract", ids.reshape(ids.shape[:2]).T[None]
             elif name in ("embedding", "index_select", "index") and position == 0 and ids.ndim == 2:
                 role, ids = "gather", ids[None]
@@ -324,10 +329,10 @@ def _column_axes(name: str, args: tuple, out: torch.Tensor) -> tuple[int, ...] |
 
 
 def _moved_ids(
-    func: Any, name: str, args: tuple, kwargs: dict, operands: list[Operand], what: str = "ids"
+    func: Any, name: str, args: tuple, kwargs: dict, ids: Sequence[np.ndarray | None]
 ) -> list[np.ndarray] | None:
     """What an operation that moves numbers does to the places of weights; None if it cannot be said."""
-    places = iter([torch.from_numpy(np.ascontiguousarray(getattr(o, what))) for o in operands])
+    places = iter([torch.from_numpy(np.array(x, order="C")) for x in ids])
     swap = lambda x: next(places, x) if isinstance(x, torch.Tensor) else x  # noqa: E731
     moved = tree_map(swap, args)
     if name in ("_to_copy", "view_as_real"):
@@ -384,10 +389,11 @@ class TorchModel:
         reference: Trace | None = None,
         weights: np.ndarray | None = None,
         replace: Mapping[int, np.ndarray] | None = None,
+        before: Trace | None = None,
     ) -> Trace:
         """See `Model.trace`."""
         module = copy.deepcopy(self.module)
-        recorder = Recorder("PyTorch", reference, weights, replace, self.everything)
+        recorder = Recorder("PyTorch", reference, weights, replace, self.everything, before)
         tracer = Tracer(recorder, self.narrowest)
         trace = recorder.trace
         tensors = dict(_tensors(module))
@@ -527,7 +533,7 @@ class TorchModel:
                     numbers = weights[at : at + tensor.numel()]
                     at += tensor.numel()
                     numbers = numbers if tensor.is_complex() else np.real(numbers)
-                    tensor.copy_(torch.from_numpy(np.ascontiguousarray(numbers)).reshape(tensor.shape))
+                    tensor.copy_(torch.from_numpy(np.asarray(numbers, order="C")).reshape(tensor.shape))
 
 
 class _Draw(TorchDispatchMode):

@@ -1,5 +1,6 @@
 """`lockstep.compare`: equal pairs are equal, faults are found where they are, mistakes are one line."""
 
+import io
 import json
 import re
 import subprocess
@@ -12,16 +13,20 @@ import optax
 import pytest
 import torch
 from flax import linen, nnx
+from rich.console import Console
 from torch import nn
 
 import lockstep
 from lockstep import pair as pair_file
+from lockstep.describe import describe
 from lockstep.errors import UserError
+from lockstep.result import Difference, Result
 from tests.helpers import ROOT
 from tests.pairs import __main__ as bench
 from tests.pairs import randomise
 
 X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+WINDOW = np.hanning(8)[1:-1]
 
 
 class TorchDense(nn.Module):
@@ -128,6 +133,29 @@ def test_an_output_that_one_side_lacks_is_a_difference(alone):
     assert [difference.kind for difference in result.differences] == ["missing"]
 
 
+@pytest.mark.parametrize("fault", [False, True])
+def test_a_scalar_may_be_an_input_a_parameter_or_an_output(fault):
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(6, 3)
+            self.gain = nn.Parameter(torch.tensor(1.5))
+
+        def forward(self, x, t):
+            y = super().forward(x) * self.gain.clone() * t
+            return {"y": y, "loss": y.square().sum(1).mean(), "t": t * 2}
+
+    def port(p, x, t):
+        y = (x @ p["kernel"] + p["bias"]) * p["gain"] * t
+        loss = (y**2).sum(1).mean() * (2 if fault else 1)
+        return {"y": y, "loss": loss, "t": t * 2}
+
+    params = {"kernel": np.zeros((6, 3)), "bias": np.zeros(3), "gain": np.zeros(())}
+    optimizers = lambda p: torch.optim.SGD(p, 0.1), optax.sgd(0.1)
+    given = X, np.float32(0.5)
+    result = compare(Scaled(), lockstep.function(port, params), given, optimizers=optimizers, steps=2)
+    assert result.equal is not fault and "3 outputs" in result.compared, str(result)
+
+
 def test_a_cast_to_float32_is_no_difference_and_is_noted():
     class Casts(Dense):
         def __call__(self, x):
@@ -169,6 +197,24 @@ def test_json_has_sources_without_folders():
     assert sources[0][0] == "test_compare.py" and isinstance(sources[0][1], int)
     assert {"verdict", "notes", "versions", "seconds"} <= content.keys()
     assert all(len(line) <= 80 for line in str(compare(torch_dense(), Port(nnx.Rngs(0)))).splitlines())
+
+
+@pytest.mark.parametrize("again", range(2))
+def test_a_float64_constant_of_numpy_is_compared_in_float32_too(again):
+    def port(p, x):
+        return (x * WINDOW) @ p["kernel"] + jnp.where(p["bias"] > 0, p["bias"], WINDOW[:3])
+
+    class Windowed(nn.Linear):
+        def forward(self, x):
+            window = torch.from_numpy(WINDOW).to(x.dtype)
+            bias = torch.where(self.bias > 0, self.bias, window[:3])
+            return nn.functional.linear(x * window, self.weight, bias)
+
+    params = {"kernel": np.zeros((6, 3)), "bias": np.zeros(3)}
+    result = compare(Windowed(6, 3), lockstep.function(port, params), float32=True)
+    assert result.equal and "the outputs in float32" in result.compared, str(result)
+    given = jax.tree.map(jnp.float32, params)
+    assert port(given, jnp.asarray(X)).dtype == jnp.float32  # the port runs as before
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------
@@ -290,3 +336,85 @@ def test_a_resnet50_fits_into_5_gib():
     command = [sys.executable, "-m", "tests.resnet50", "compare"]
     said = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
     assert float(said.split()[1]) <= 5 * 1024
+
+
+# --- what a report may not say -----------------------------------------------------------------------------
+
+
+def test_a_line_is_printed_as_it_is():
+    lines = ["x[100:] ", "[bold]a:100: b[/bold]"]
+    difference = Difference("values", " ".join(lines), cause=lines[1])
+    result = Result([difference], notes=[lines[1]])
+    screen = io.StringIO()
+    Console(file=screen).print(result)
+    for text in (str(result), screen.getvalue()):
+        assert text.count(lines[1]) == 3 and lines[0] in text, text
+
+
+@pytest.mark.parametrize("bias", [0.0, -100.0])
+def test_an_output_that_is_one_number_is_noted(bias):
+    theirs = torch_dense()
+    with torch.no_grad():
+        theirs[-1].bias += bias
+    port = Dense(nnx.Rngs(0))
+    dead = lockstep.function(lambda port, x: nnx.relu(port(x)), port)
+    result = compare(nn.Sequential(theirs, nn.ReLU()), dead)
+    assert result.equal and bool(result.notes) is bool(bias), str(result)
+
+
+def test_channels_go_last_also_before_a_layer_that_moves_them():
+    class Port(nnx.Module):
+        def __init__(self):
+            self.conv = nnx.Conv(12, 4, (3, 3), rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            b, h, w, c = x.shape
+            x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 5, 2, 4)
+            return self.conv(x.reshape(b, h // 2, w // 2, 4 * c))
+
+    reference = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 3, padding=1))
+    for channels, size in ((3, 8), (3, 6)):
+        x = np.random.default_rng(0).standard_normal((2, channels, size, size)).astype(np.float32)
+        assert compare(reference, Port(), x).equal
+
+
+class Halved(nn.Module):
+    """Means of neighbours, each weighted by the roots of both's numbers of neighbours, and a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8)
+
+    def forward(self, x, a):
+        roots = a.sum(1).rsqrt()
+        return self.norm((a * roots * roots[:, None]) @ self.linear(x))
+
+
+def test_running_statistics_that_both_use_are_no_cause():
+    class Port(nnx.Module):
+        def __init__(self):
+            self.linear = nnx.Linear(6, 8, use_bias=False, rngs=nnx.Rngs(0))
+            self.norm = nnx.BatchNorm(8, epsilon=1e-5, rngs=nnx.Rngs(0))
+
+        def __call__(self, x, a):
+            return self.norm(a @ self.linear(x) / a.sum(1, keepdims=True))
+
+    neighbours = (np.random.default_rng(1).random((4, 4)) + np.eye(4) > 0.5).astype(np.float32)
+    result = compare(Halved().eval(), Port(), (X, neighbours))
+    assert not result.equal and "statistics" not in result.first.cause, str(result)
+
+
+class Power(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.exp() ** 2)
+
+
+def test_a_function_is_named_only_if_no_simpler_one_gives_the_same_numbers():
+    params = {"kernel": np.zeros((6, 3)), "bias": np.zeros(3)}
+    port = lockstep.function(lambda p, x: jnp.exp(x) @ p["kernel"] + p["bias"], params)
+    result = compare(Power(6, 3), port)
+    assert not result.equal and "relu" not in str(result), str(result)
+    x = np.abs(X) + 0.1
+    assert describe(x, np.maximum(x, 0), (0, 1), []) == ""
+    assert describe(x, x**2, (0, 1), []) == "square"
+    assert describe(X, np.maximum(X, 0) ** 2, (0, 1), []) == "squared relu"

@@ -1,5 +1,6 @@
 """One pair of each kind of model, right and with a fault, and three independent faults in one."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -241,3 +242,136 @@ def test_a_rounded_table_is_no_difference_of_gradients():
     params = {"kernel": jnp.zeros((6, 6)), "bias": jnp.zeros(6)}
     result = lockstep.compare(Rotary().eval(), lockstep.function(port, params), x)
     assert result.equal and "gradients of 2 parameters" in result.verdict, str(result)
+
+
+# --- weights that are changed before they meet activations ---
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, w / (w.std((1, 2, 3), keepdim=True) + 1e-5), self.bias)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * 0.5, self.bias)
+
+
+class Modulated(nn.Module):
+    """Each example has a kernel of its own, and the image is learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.style, self.const = nn.Linear(6, 4), nn.Parameter(torch.randn(4, 4, 4))
+        self.weight = nn.Parameter(torch.randn(5, 4, 3, 3))
+
+    def forward(self, x):
+        b = len(x)
+        w = self.weight * 0.5 * self.style(x)[:, None, :, None, None]
+        y = self.const.repeat(b, 1, 1, 1).reshape(1, 4 * b, 4, 4)
+        return nn.functional.conv2d(y, w.reshape(5 * b, 4, 3, 3), groups=b).reshape(b, 5, 2, 2)
+
+
+def convolve(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def standardised(p, x, ddof=1):
+    w = p["w"] - p["w"].mean((0, 1, 2))
+    return convolve(x, w / (w.std((0, 1, 2), ddof=ddof) + 1e-5)) + p["b"]
+
+
+def normalised(p, x):
+    return convolve(x, p["w"] * (p["g"] / jnp.sqrt(jnp.sum(p["w"] ** 2, (0, 1, 2))))) + p["b"]
+
+
+def spectral(p, x):
+    for q in (p["in"], p["out"]):
+        x = jnp.tanh(x @ (q["w"] / (q["u"] @ q["w"].T @ q["v"])) + q["b"])
+    return x
+
+
+def scaled(p, x):
+    for q in (p["0"], p["2"]):
+        x = jax.nn.relu(x @ (q["w"] / 2) + q["b"])
+    return x
+
+
+def modulated(p, x):
+    style = x @ p["style"]["w"] + p["style"]["b"]
+    return convolve(p["const"] * style[:, None, None], p["w"] * 0.5)
+
+
+IMAGE = np.random.default_rng(0).standard_normal((2, 4, 5, 5)).astype(np.float32)
+KERNEL, SQUARE = (
+    np.random.default_rng(1).standard_normal((3, 3, 4, 4)),
+    {"w": np.zeros((6, 6)), "b": np.zeros(6)},
+)
+CHANGED = {
+    "weight standardisation": (
+        lambda: Standardised(4, 4, 3), standardised, {"w": KERNEL, "b": np.zeros(4)}, IMAGE,
+    ),
+    "weight norm": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), normalised,
+        {"w": KERNEL, "g": np.zeros(4), "b": np.zeros(4)}, IMAGE,
+    ),
+    "spectral norm": (
+        lambda: nn.Sequential(
+            nn.utils.parametrizations.spectral_norm(nn.Linear(6, 8)), nn.Tanh(),
+            nn.utils.parametrizations.spectral_norm(nn.Linear(8, 3)), nn.Tanh(),
+        ), spectral,
+        {k: {"w": KERNEL.ravel()[: i * o].reshape(i, o), "b": np.zeros(o), "u": np.ones(o), "v": np.ones(i)}
+         for k, i, o in (("in", 6, 8), ("out", 8, 3))}, X,
+    ),
+    "equalised learning rate": (
+        lambda: nn.Sequential(Scaled(6, 6), nn.ReLU(), Scaled(6, 6), nn.ReLU()), scaled,
+        {"0": SQUARE, "2": SQUARE}, X,
+    ),
+    "modulation": (
+        Modulated, modulated,
+        {"style": {"w": np.zeros((6, 4)), "b": np.zeros(4)}, "const": KERNEL[0, 0][None] * np.ones((4, 1, 1)),
+         "w": np.ones((3, 3, 4, 5))}, X,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CHANGED)
+def test_a_weight_that_is_changed_before_its_contraction(kind):
+    torch.manual_seed(0)
+    make, port, params, x = CHANGED[kind]
+    result = lockstep.compare(make().eval(), lockstep.function(port, params), x)
+    assert result.equal and not result.near, str(result)
+
+
+def test_a_fault_in_the_change_of_a_weight_is_found():
+    make, port, params, x = CHANGED["weight standardisation"]
+    result = lockstep.compare(make(), lockstep.function(partial(port, ddof=0), params), x)
+    assert len(result.differences) == 1 and "n - 1" in result.first.cause, str(result)
+
+
+class Projected(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.transpose(1, 2).flatten(2))
+
+
+class Contracted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 4, 8))
+
+    def forward(self, x):
+        return torch.einsum("bhnd,hdc->bnc", x, self.weight)
+
+
+@pytest.mark.parametrize("make", [lambda: Projected(8, 8, bias=False), Contracted])
+@pytest.mark.parametrize("names", ["bhnd,hdc->bnc", "bhnk,hkc->bnc", "bhnd,dhc->bnc", "bznd,czd->bnc"])
+def test_several_contracted_axes_in_any_order(make, names):
+    x = np.random.default_rng(0).standard_normal((3, 2, 5, 4)).astype(np.float32)
+    sizes = dict(zip(names[:4], x.shape, strict=True)) | {"c": 8}
+    weight = np.zeros([sizes[name] for name in names[5:8]])
+    port = lockstep.function(lambda p, x: jnp.einsum(names, x, p), weight)
+    result = lockstep.compare(make(), port, x)
+    assert result.equal, str(result)
