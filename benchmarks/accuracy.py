@@ -33,14 +33,10 @@ BASE = get_recipe("net10040", "tuned")  # trials change this recipe
 TRIAL = ("final", "val_loss", "train_loss", "tta", "seconds")  # what a trial records of a seed
 SHIFTS = tuple(product(range(3), repeat=2))  # of test-time augmentation: pixels down and to the right, plus 1
 
-# The frontier: networks of other sizes than the named ones. In all the image is halved twice, with four
-# convolutions after each halving; how many of the eight share a kernel decides the size.
-FRONTIER = (
-    "9 avgpool 9@a 9@a 9@a 9@a avgpool 9@a 9@a 9@a 9@a average 10x1",
-    "13 avgpool 13@a 13@a 13@a 13@a avgpool 13@a 13@a 13@a 13@a average 10x1",
-    "8 avgpool 8@a 8@b 8@a 8@b avgpool 8@c 8@d 8@c 8@d average 10x1",
-    "10 avgpool 10@a 10@b 10@a 10@b avgpool 10@c 10@d 10@c 10@d average 10x1",
-    "12 avgpool 12@a 12@b 12@a 12@b avgpool 12@c 12@d 12@c 12@d average 10x1",
+# The frontier: net3542 with other numbers of channels.
+FRONTIER = tuple(
+    f"{n} avgpool {n}s@a {n}s@b {n}s@a {n}s@b avgpool {n}s@c {n}s@d {n}s@c {n}s@d average 10x1"
+    for n in (10, 15, 20, 30)
 )
 
 # Single runs that others published, for the frontier's picture: parameters, percent, of which epoch, source.

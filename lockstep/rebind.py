@@ -7,12 +7,13 @@ pairs makes the outputs equal, and the names do not speak against it, the port i
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lockstep.align import Alignment, Region
-from lockstep.bind import similarity
+from lockstep.bind import parts, similarity
 from lockstep.trace import Binding, Site, Trace
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 TRIALS = 32  # runs of the port
 DEPTH = 2  # how many uses of weights before the first difference are likelier than all others
-WORSE, BETTER = 0.05, 0.2  # how much less or more alike the names of two weights are after an exchange
+WORSE, BETTER = 0.05, 0.4  # how much less or more alike the names of two weights are after an exchange
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +60,13 @@ def rebind(comparison: "Comparison", far: Callable[[], list[tuple[str, int, int,
         alignment = Alignment(comparison.reference, port)
         unmatched = alignment.unmatched(True)
         region = alignment.region(True, [j for _, _, j, _ in bad])
-        for gain, exchanged in _exchanged(comparison, alignment, region):
+        for gain, exchanged in islice(_exchanged(comparison, alignment, region), trials):
             trials -= 1
             other = comparison.run_port(exchanged)
             left = Alignment(comparison.reference, other).unmatched(True)
             if left < unmatched or (left == unmatched and gain > BETTER):
                 comparison.adopt(other, exchanged)
                 named &= gain > BETTER
-                break
-            if trials <= 0:
                 break
         if comparison.port is port:  # no exchange helped
             comparison.adopt(*before)
@@ -173,10 +172,11 @@ def _slots(reference: Trace, port: Trace, numbers: np.ndarray) -> list[Slot]:
     seen: set[tuple[int, int]] = set()
     for site in port.sites:
         key = int(site.ids.flat[0]), int(site.ids.flat[-1])
-        if key in seen or (numbers[site.ids] < 0).any() or _is_bias(port, site):
+        name = port.leaf(key[0]).name
+        statistics = parts(name)[1] in ("mean", "var")  # they follow their module
+        if key in seen or statistics or (numbers[site.ids] < 0).any() or _is_bias(port, site):
             continue
         seen.add(key)
-        name = port.leaf(key[0]).name
         slices = site.ids if site.role == "contract" else site.ids[None]
         for index, mine in enumerate(slices):
             label = f"{name}.{index}" if len(slices) > 1 else name
