@@ -30,9 +30,8 @@ MAX_CHARACTERS = 2_000  # of a message, which may quote a damaged file
 
 OptionsT = TypeVar("OptionsT")
 
-screen = Console(
-    highlight=False, emoji=False
-)  # ends the program without a traceback where its output is a closed pipe
+# Ends the program without a traceback where its output is a closed pipe.
+screen = Console(highlight=False, emoji=False)
 
 
 # ------------------------------------------------------------ errors
