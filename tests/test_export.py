@@ -383,10 +383,12 @@ def export_by_jax2onnx(run: Path) -> bytes:
         tensors = {name.removeprefix(prefix): jnp.asarray(value) for name, value in checkpoint.model.items()}
         match layer.operation:
             case Conv(filters, kernel, pad, bias, _, depthwise):
-                groups = channels if depthwise else 1
-                module = make_conv(
-                    channels, filters, (kernel, kernel), padding=pad, use_bias=bias, feature_group_count=groups
-                )
+                options = {
+                    "padding": pad,
+                    "use_bias": bias,
+                    "feature_group_count": channels if depthwise else 1,
+                }
+                module = make_conv(channels, filters, (kernel, kernel), **options)
                 module.kernel[...] = tensors["weight"].transpose(2, 3, 1, 0)
                 if bias:
                     module.bias[...] = tensors["bias"]
