@@ -105,9 +105,10 @@ def _exchange(port: Trace, a: Slot, b: Slot, earlier: Trace | None) -> Trace:
             for i, column in zip(slot.part, other.columns, strict=True):
                 columns[i] = column
             sites[slot.site.order].columns = columns
-    known = port.binding.sites
-    orders = {a.site.order: known.get(b.site.order), b.site.order: known.get(a.site.order)}
-    pairs = {mine: theirs for mine, theirs in orders.items() if theirs is not None and len(orders) == 2}
+    orders, known = (a.site.order, b.site.order), port.binding.sites
+    pairs = {}
+    if orders[0] != orders[1]:  # parts of one site leave it where it is
+        pairs = {mine: known[other] for mine, other in (orders, orders[::-1]) if other in known}
     return replace(port, sites=sites, binding=Binding(numbers, pairs, names, sure=sure))
 
 
