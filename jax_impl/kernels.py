@@ -56,7 +56,9 @@ def _conv2d_cpu(x: Array, kernel: Array, pad: int) -> Array:
     size, _, channels_in, _ = kernel.shape
     if size == 1 and pad == 0:
         return x @ kernel[0, 0]
-    if channels_in == 1:  # the image's, or depthwise: too little work per pixel for a matrix product
+    if channels_in < x.shape[3]:  # depthwise; the loop keeps XLA from computing x anew for each place
+        return lax.map(lambda image: _conv_by_places(image, kernel, pad), x)
+    if channels_in == 1:  # too little work per pixel for a matrix product
         return _conv_by_places(x, kernel, pad)
     if x.dtype in BY_IMAGE:
         return _conv_by_image(x, kernel, pad)
@@ -117,11 +119,8 @@ def _conv2d_bwd(pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array,
         dkernel = x.reshape(-1, channels_in).T @ dy.reshape(-1, channels_out)
         return dy @ kernel[0, 0].T, dkernel[None, None]
 
-    if channels_in < x.shape[3]:  # depthwise
-        dx = _conv_by_places(dy, kernel[::-1, ::-1], size - 1 - pad)
-        return dx, jnp.stack([(part * dy).sum((0, 1, 2)) for part in _shifts(x, size, pad)]).reshape(
-            kernel.shape
-        )
+    if channels_in < x.shape[3]:
+        return _depthwise_gradients(x, kernel, pad, dy)
 
     back = kernel[::-1, ::-1].swapaxes(2, 3)
     if x.dtype in BY_IMAGE:
@@ -142,6 +141,33 @@ def _conv2d_bwd(pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array,
     parts = [_conv(x[part].transpose(3, 1, 2, 0), dy[part].transpose(1, 2, 0, 3), pad) for part in slices]
     parts = [part.astype(jnp.promote_types(x.dtype, jnp.float32)) for part in parts]
     return dx, sum(parts[1:], parts[0]).transpose(1, 2, 0, 3).astype(x.dtype)
+
+
+def _depthwise_gradients(x: Array, kernel: Array, pad: int, dy: Array) -> tuple[Array, Array]:
+    """What a depthwise convolution hands back to x and to its kernel, one image after the other.
+
+    The kernel's sums run over whole images first, with a row's pixels and channels as one axis: XLA does that
+    in full vectors, which a sum over pixels is not.
+    """
+    size, _, _, channels = kernel.shape
+    height, width = dy.shape[1:3]
+
+    def step(sums: list[Array], pair: tuple[Array, Array]) -> tuple[list[Array], Array]:
+        image, dimage = pair
+        dx = _conv_by_places(dimage, kernel[::-1, ::-1], size - 1 - pad)
+        rows = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0))).reshape(len(image) + 2 * pad, -1)
+        parts = [
+            rows[i : i + height, j * channels : (j + width) * channels]
+            for i in range(size)
+            for j in range(size)
+        ]
+        drows = dimage.reshape(height, -1)
+        return [total + part * drows for total, part in zip(sums, parts, strict=True)], dx
+
+    zeros = jnp.zeros((height, width * channels), jnp.promote_types(x.dtype, jnp.float32))
+    sums, dx = lax.scan(step, [zeros] * size**2, (x, dy))
+    dkernel = jnp.stack(sums).reshape(size, size, 1, height * width, channels).sum(3)
+    return dx, dkernel.astype(x.dtype)
 
 
 _conv2d_cpu.defvjp(_conv2d_fwd, _conv2d_bwd)
@@ -194,4 +220,5 @@ def avg_pool(x: Array) -> Array:
     """2x2 mean pooling with stride 2: x (N, H, W, C) -> (N, H//2, W//2, C)."""
     height, width = (n // 2 for n in x.shape[1:3])
     blocks = x[:, : 2 * height, : 2 * width].reshape(len(x), height, 2, width, 2, -1)
-    return blocks.mean((2, 4))
+    a, b, c, d = (blocks[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
+    return (a + b + c + d) / 4
