@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields
 from functools import partial
@@ -202,6 +203,7 @@ def run_command(options_type: type[OptionsT], main: Callable[[OptionsT], None], 
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
+    hook, sys.unraisablehook = sys.unraisablehook, _repeat
     try:
         main(parse_options(options_type, program))
     except UserError as error:
@@ -211,6 +213,7 @@ def run_command(options_type: type[OptionsT], main: Callable[[OptionsT], None], 
         show_notice("; ".join(["interrupted", *getattr(interruption, "__notes__", ())]))
         sys.exit(128 + getattr(interruption, "number", signal.SIGINT))
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             if signal.getsignal(number) is _interrupt:  # main may have chosen another, to say its last line
                 signal.signal(number, handler)
@@ -230,6 +233,15 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
         for descriptor in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     raise Interrupted(number)
+
+
+def _repeat(event: "sys.UnraisableHookArgs") -> None:
+    """Send a signal again that came while an object was deleted: Python ignores what is raised there."""
+    if isinstance(event.exc_value, Interrupted):
+        signal.signal(event.exc_value.number, _interrupt)
+        threading.Timer(0.1, os.kill, (os.getpid(), event.exc_value.number)).start()
+    else:
+        sys.__unraisablehook__(event)
 
 
 def show_error(message: str) -> None:

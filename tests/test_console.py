@@ -112,6 +112,33 @@ def test_a_signal_while_a_program_is_still_importing_ends_it_with_one_line(progr
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "interrupted\n")
 
 
+@pytest.mark.subprocess
+def test_a_signal_while_an_object_is_deleted_ends_a_program_as_any_other():
+    program = """
+import os, time
+from dataclasses import dataclass
+from recipe.console import run_command
+
+@dataclass
+class Options:
+    pass
+
+class Deleted:
+    def __del__(self):
+        os.kill(os.getpid(), 15)
+        time.sleep(9)
+
+def main(options):
+    Deleted()
+    time.sleep(9)
+    print("the signal was lost")
+
+run_command(Options, main, "program")
+"""
+    done = subprocess.run([sys.executable, "-c", LISTEN + program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + 15, "interrupted\n", "")
+
+
 def test_a_library_leaves_signals_alone():
     program = "import signal, torch_impl, jax_impl, export; print(signal.getsignal(15) is signal.SIG_DFL)"
     done = subprocess.run([sys.executable, "-c", LISTEN + program], cwd=ROOT, capture_output=True, text=True)
