@@ -151,10 +151,11 @@ def _depthwise_gradients(x: Array, kernel: Array, pad: int, dy: Array) -> tuple[
     """
     size, _, _, channels = kernel.shape
     height, width = dy.shape[1:3]
+    back = kernel[::-1, ::-1]
 
     def step(sums: list[Array], pair: tuple[Array, Array]) -> tuple[list[Array], Array]:
         image, dimage = pair
-        dx = _conv_by_places(dimage, kernel[::-1, ::-1], size - 1 - pad)
+        dx = _conv_by_places(dimage, back, size - 1 - pad)
         rows = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0))).reshape(len(image) + 2 * pad, -1)
         parts = [
             rows[i : i + height, j * channels : (j + width) * channels]
@@ -220,5 +221,7 @@ def avg_pool(x: Array) -> Array:
     """2x2 mean pooling with stride 2: x (N, H, W, C) -> (N, H//2, W//2, C)."""
     height, width = (n // 2 for n in x.shape[1:3])
     blocks = x[:, : 2 * height, : 2 * width].reshape(len(x), height, 2, width, 2, -1)
+    # Added up one by one, because XLA sums over the two axes slowly; like its sums at least in float32.
+    blocks = blocks.astype(jnp.promote_types(x.dtype, jnp.float32))
     a, b, c, d = (blocks[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
-    return (a + b + c + d) / 4
+    return ((a + b + c + d) / 4).astype(x.dtype)
