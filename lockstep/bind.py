@@ -10,11 +10,13 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
 
+from lockstep.align import ancestors
 from lockstep.trace import Binding, Leaf, Node, Site, Trace
 from lockstep.values import EXACT, NEAR, close, distance, fingerprint, permutations, same_order
 
@@ -71,6 +73,13 @@ def similarity(a: str, b: str) -> float:
 def _is_bias(name: str) -> bool | None:
     own = parts(name)[1]
     return own == "bias" if own else None
+
+
+@dataclass
+class _Slice(Site):
+    """A use of a slice of a stack; ``prints`` are what the fingerprint of its operand may be."""
+
+    prints: list[np.ndarray | None] = field(default_factory=list)
 
 
 class Binder:
@@ -170,14 +179,13 @@ class Binder:
     def _bind_use(self, site: Site) -> bool:
         """Bind a site to one of the reference's; whether there is one."""
         ids = site.ids
-        if site.role == "contract" and ids.shape[0] > 1:  # a stack of weights: one for each example
-            whole = self._candidates(site)
-            if not whole:
-                for index in range(ids.shape[0]):
-                    part = Site(site.order, -1, site.role, ids[index : index + 1], None, site.name)
-                    self.bind(part, None, self.sure)
-                return True
-        found = self._candidates(site) or self._candidates(site, shared=True)
+        found = self._candidates(site)
+        stack = ids.ndim > 1 and len(ids) > 1 and site.role not in ("conv", "image", "gather")
+        if stack and not found and self._bind_stack(site):
+            return True
+        found = found or self._candidates(site, shared=True)
+        if not found or not self._same_operand(site, found[0]):
+            found = self._pieces(site) or found
         if found and site.role in ("contract", "gather") and ids.shape[0] == 1:
             return self._bind_columns(site, found)
         return bool(found) and self._bind_whole(site, found[0])
@@ -261,7 +269,7 @@ class Binder:
                 continue
             if shared != self._is_taken(other, theirs):
                 continue
-            if theirs.constant and not self._is_constant(own):
+            if theirs.constant and not own.trainable and not self._is_constant(own):
                 continue  # the port has a table of its own, which is compared, not overwritten
             score = 2 * similarity(other.name, site.name) - ORDER * min(abs(other.order - self.last), 60)
             score -= BEHIND if other.order < self.last else 0.0
@@ -280,10 +288,94 @@ class Binder:
         found.sort(key=lambda item: item[:2], reverse=True)
         return [other for _, _, other in found]
 
+    def _bind_stack(self, site: Site) -> bool:
+        """Bind a stack of weights, each slice to one of the reference's; whether it was done."""
+        x, count = self.port.values.get(site.operand) if site.operand is not None else None, len(site.ids)
+        ways = [] if x is None else _ways(x, count)
+        prints = [[fingerprint(row)[0] for row in y] for y in ways]
+        contracted = site.role == "contract"
+        slices = [
+            _Slice(site.order, -1, site.role, part, None, site.name, prints=[some[k] for some in prints])
+            for k, part in enumerate(site.ids[:, None] if contracted else site.ids)
+        ]
+        family = self._family(self._candidates(slices[0]), count)
+        if not family and not contracted:
+            return False
+        for part in slices:
+            if family:
+                other = next((s for s in family if self._same_operand(part, s)), family[0])
+                family.remove(other)
+                _ = self._bind_columns(part, [other]) if contracted else self._bind_whole(part, other)
+            else:
+                self.bind(part, None, self.sure)
+            site.columns += part.columns
+        return True
+
+    def _family(self, found: list[Site], count: int) -> list[Site]:
+        """So many uses side by side that only a number in their names tells apart, as of experts; or none."""
+        path = _unnumbered(parts(found[0].name)[0]) if found else ()
+        alike = [
+            s for s in found if s.ids.shape == found[0].ids.shape and _unnumbered(parts(s.name)[0]) == path
+        ]
+        family = list({int(s.ids.flat[0]): s for s in reversed(alike)}.values())  # each weight's best use
+        if len(family) != count or count == 1:
+            return []
+        family.sort(key=lambda s: s.order)
+        nodes = self.reference.nodes
+        behind = ancestors(nodes, family[-1].operand) if family[-1].operand is not None else set()
+        return [] if any(s.node in behind for s in family) else family
+
+    def _pieces(self, site: Site) -> list[Site]:
+        """Uses of the reference that a use consists of, or is a piece of: their rows meet the same numbers.
+
+        One side multiplies once what the other multiplies part by part and adds, as ``[x, h] @ w`` and
+        ``x @ w_x + h @ w_h``. Rows in another order would be a fault, so the parts are taken as they lie.
+        """
+        values = self.port.values.get(site.operand) if site.operand is not None else None
+        if site.role not in ("contract", "conv") or values is None or not self.sure:
+            return []
+        whole = _by_row(site)
+        for mine in _row_prints(values, len(whole)):
+            blocks: list[list[tuple[Site, np.ndarray]]] = []
+            at = 0
+            while at < len(mine) and (found := self._longest(site, mine[at:])):
+                blocks.append(found)
+                at += len(found[0][1])
+            if at < len(mine) or (len(blocks) == 1 and len(whole) == len(_by_row(blocks[0][0][0]))):
+                continue
+            first = [block[0][0] for block in zip(*blocks, strict=False)]
+            ids = [np.concatenate([rows for _, rows in block]) for block in zip(*blocks, strict=False)]
+            return [
+                replace(other, ids=rows[None] if site.role == "contract" else np.moveaxis(rows, 0, 1))
+                for other, rows in zip(first, ids, strict=True)
+            ]
+        return []
+
+    def _longest(self, site: Site, mine: np.ndarray) -> list[tuple[Site, np.ndarray]]:
+        """The reference's uses with the most rows in a row that meet the same numbers, and those rows."""
+        found = []
+        for other in self.first:
+            ids = _by_row(other) if other.role == site.role else np.zeros(0)
+            values = self.reference.values.get(other.operand) if other.operand is not None else None
+            if not ids.size or ids.shape[2:] != _by_row(site).shape[2:] or values is None:
+                continue
+            if other.role == "conv" and ids.shape[1:] != _by_row(site).shape[1:]:
+                continue
+            for theirs in _row_prints(values, len(ids)):
+                for start in np.flatnonzero(_alike(theirs, mine[:1])):
+                    n = min(len(mine), len(theirs) - start)
+                    same = _alike(theirs[start : start + n], mine[:n])
+                    rows = ids[start : start + (n if same.all() else int(same.argmin()))]
+                    if not self.taken[1][rows].all():
+                        found.append((other, rows))
+        longest = max((len(rows) for _, rows in found), default=0)
+        return [(other, rows) for other, rows in found if len(rows) == longest]
+
     def _bind_columns(self, site: Site, found: list[Site]) -> bool:
         """One weight here may be several there, or a part of one: take free columns in order."""
         columns, ids, shared = [], [], None
-        for other in found:
+        count, left = divmod(site.ids.shape[2], found[0].ids.shape[2])
+        for other in (not left and self._family(found, count)) or found:
             taken = self.taken[int(self.sure)][other.ids[0]].any(0)
             shared = bool(taken.all()) if shared is None else shared
             free = np.arange(taken.size) if shared else np.flatnonzero(~taken)
@@ -412,9 +504,13 @@ class Binder:
 
     def _same_operand(self, site: Site, other: Site) -> bool:
         """Whether a use of the port and one of the reference have an equal other operand."""
-        if site.operand is None or other.operand is None:
+        if other.operand is None:
             return False
-        return _same_value(self.port.nodes[site.operand], self.reference.nodes[other.operand])
+        theirs = self.reference.nodes[other.operand].fingerprint
+        mine = [self.port.nodes[site.operand].fingerprint] if site.operand is not None else []
+        if isinstance(site, _Slice):
+            mine = site.prints
+        return theirs is not None and any(print_ is not None and close(print_, theirs) for print_ in mine)
 
     def _meets_data(self, site: Site) -> bool:
         """Whether a use of the reference is with activations or constants, not with other weights only."""
@@ -432,6 +528,31 @@ class Binder:
 
     def _name(self, ids: np.ndarray) -> str:
         return self.reference.leaf(int(ids.flat[0])).name
+
+
+def _by_row(site: Site) -> np.ndarray:
+    """The numbers of a contraction or convolution by what they meet: (inputs, outputs, *window)."""
+    if site.role == "contract":
+        return site.ids[0] if len(site.ids) == 1 else site.ids[:0]
+    return np.moveaxis(site.ids, 1, 0)
+
+
+def _ways(x: np.ndarray, rows: int) -> Iterator[np.ndarray]:
+    """A value as so many rows, along each axis or pair of axes that has as many places."""
+    axes = [(a,) for a in range(x.ndim)] + list(itertools.combinations(range(x.ndim), 2))
+    for some in axes:
+        if math.prod(x.shape[a] for a in some) == rows:
+            yield np.moveaxis(x, some, range(len(some))).reshape(rows, -1)
+
+
+def _row_prints(x: np.ndarray, rows: int) -> Iterator[np.ndarray]:
+    """For each of `_ways`, (rows, 4): what tells the rows apart, in any order of the other axes."""
+    for y in _ways(x, rows):
+        yield np.stack([y.mean(1), np.abs(y).mean(1), (y * y).mean(1), np.abs(y).max(1)], 1)
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.all(np.abs(a - b) <= EXACT * np.maximum(a[:, 3:], b[:, 3:]), axis=1)
 
 
 def _unnumbered(path: tuple[str, ...]) -> tuple[str, ...]:

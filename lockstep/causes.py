@@ -974,8 +974,9 @@ def _by_lacking(case: Case) -> str:
     if not words or comparison.replaced or reference.partial:
         return ""
     made = comparison.models[0].trace(None, np.where(lacking, 0, reference.weights))
+    ends = {node: made.outputs[label] for label, node in reference.outputs.items()}
     for _, t, j in comparison.pairs:
-        if same_order(made.values[t], case.port.values[j], NEAR) is None:
+        if same_order(made.values[ends[t]], case.port.values[j], NEAR) is None:
             return ""
     return f"the port has no weight for {', '.join(words[:3])}; equal if they are zero in the reference"
 

@@ -100,7 +100,8 @@ class Recorder:
 
     def input(self, name: str, array: np.ndarray) -> Operand:
         """Add an input of the model."""
-        return Operand(array, self._node(name, "input", (), array).id)
+        node = self._node(name, "input", (), array)
+        return Operand(self.replace.get(node.id, array), node.id)
 
     def constant(self, array: np.ndarray, sources: tuple[Source, ...] = ()) -> Operand:
         """Add an array that neither is an input nor comes from an operation."""

@@ -424,9 +424,10 @@ def _column_axes(name: str, params: dict[str, Any], operands: list[Operand]) -> 
         return None
     (ca, cb), (ba, bb) = params["dimension_numbers"]
     free = [np.ndim(o.value) - len(c) - len(b) for o, c, b in zip(operands, (ca, cb), (ba, bb), strict=True)]
+    batch = range(len(ba))  # there a stack of weights has one for each place
     if operands[1].ids is not None:
-        return tuple(range(len(ba) + free[0], len(ba) + free[0] + free[1]))
-    return tuple(range(free[0])) if not ba else None
+        return (*batch, *range(len(ba) + free[0], len(ba) + free[0] + free[1]))
+    return (*batch, *range(len(ba), len(ba) + free[0])) if not ba or operands[0].ids is not None else None
 
 
 def _listed(out: Any) -> list[Any]:
