@@ -311,14 +311,14 @@ class Binder:
             site.columns += part.columns
         return True
 
-    def _family(self, found: list[Site], count: int) -> list[Site]:
+    def _family(self, found: list[Site], count: float) -> list[Site]:
         """So many uses side by side that only a number in their names tells apart, as of experts; or none."""
         path = _unnumbered(parts(found[0].name)[0]) if found else ()
         alike = [
             s for s in found if s.ids.shape == found[0].ids.shape and _unnumbered(parts(s.name)[0]) == path
         ]
         family = list({int(s.ids.flat[0]): s for s in reversed(alike)}.values())  # each weight's best use
-        if len(family) != count or count == 1:
+        if len(family) != count or count == 1:  # a fraction is no number of them
             return []
         family.sort(key=lambda s: s.order)
         nodes = self.reference.nodes
@@ -329,7 +329,7 @@ class Binder:
         """Uses of the reference that a use consists of, or is a piece of: their rows meet the same numbers.
 
         One side multiplies once what the other multiplies part by part and adds, as ``[x, h] @ w`` and
-        ``x @ w_x + h @ w_h``. Rows in another order would be a fault, so the parts are taken as they lie.
+        ``x @ w_x + h @ w_h``. Rows in another order would be a fault, so each use gives one block of them.
         """
         values = self.port.values.get(site.operand) if site.operand is not None else None
         if site.role not in ("contract", "conv") or values is None or not self.sure:
@@ -343,11 +343,13 @@ class Binder:
                 at += len(found[0][1])
             if at < len(mine) or (len(blocks) == 1 and len(whole) == len(_by_row(blocks[0][0][0]))):
                 continue
-            first = [block[0][0] for block in zip(*blocks, strict=False)]
-            ids = [np.concatenate([rows for _, rows in block]) for block in zip(*blocks, strict=False)]
+            found = list(zip(*blocks, strict=False))  # one way to take the blocks after another
+            if any(len({other.order for other, _ in way}) < len(way) for way in found):
+                continue
+            ids = [np.concatenate([rows for _, rows in way]) for way in found]
             return [
-                replace(other, ids=rows[None] if site.role == "contract" else np.moveaxis(rows, 0, 1))
-                for other, rows in zip(first, ids, strict=True)
+                replace(way[0][0], ids=rows[None] if site.role == "contract" else np.moveaxis(rows, 0, 1))
+                for way, rows in zip(found, ids, strict=True)
             ]
         return []
 
@@ -374,8 +376,11 @@ class Binder:
     def _bind_columns(self, site: Site, found: list[Site]) -> bool:
         """One weight here may be several there, or a part of one: take free columns in order."""
         columns, ids, shared = [], [], None
-        count, left = divmod(site.ids.shape[2], found[0].ids.shape[2])
-        for other in (not left and self._family(found, count)) or found:
+        size = site.ids.shape[2]
+        if size > found[0].ids.shape[2]:
+            families = (self._family(found[k:], size / s.ids.shape[2]) for k, s in enumerate(found))
+            found = next(filter(None, families), found)
+        for other in found:
             taken = self.taken[int(self.sure)][other.ids[0]].any(0)
             shared = bool(taken.all()) if shared is None else shared
             free = np.arange(taken.size) if shared else np.flatnonzero(~taken)

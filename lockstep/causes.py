@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lockstep.align import Alignment, Region, ancestors, behind_moves, ways_out
-from lockstep.describe import PARTS, describe, describe_indices, describe_loss, function_of
+from lockstep.describe import FUNCTIONS, PARTS, describe, describe_indices, describe_loss, function_of
 from lockstep.settings import from_torch
 from lockstep.trace import Edit, Node, Trace
 from lockstep.values import (
@@ -53,6 +53,7 @@ WORDS = {
     "select_n": "the mask's value",
 }
 BUDGET, OVERHEAD = 1e8, 1e5  # numbers that each search may compute again; a try's own cost in them
+LOOKUPS = ("embedding", "index", "index_select", "gather", "take", "Gather")
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 Array = np.ndarray
 Moved = tuple[tuple[int, ...], tuple[int, ...]]  # a shape, and an order of its axes
@@ -144,6 +145,7 @@ def find_cause(
         _by_absence,
         _by_moves,
         _by_numbers,
+        _by_sign,
         _by_wiring,
         _by_operands,
         _by_relation,
@@ -424,6 +426,7 @@ def _summary(case: Case, port: bool, end: int) -> str:
     inside = [trace.nodes[i] for i in sorted(ancestors(trace.nodes, end) & region)] or [trace.nodes[end]]
     tables = [trace.nodes[i] for n in inside for i in n.inputs if not trace.nodes[i].weighted]
     ops = list(dict.fromkeys(n.op.strip("_") for n in inside if n.kind == "operation"))
+    ops = ops or list(dict.fromkeys(n.op.strip("_") for n in inside))
     where = dict.fromkeys(
         f"{PurePath(file).name}:{line}" + (f" in {name}" if (name := _function(file, line)) else "")
         for n in inside for file, line in n.sources[:1]
@@ -573,6 +576,27 @@ def _on(steps: list[Node], node: int, change: Callable[[Array], Array]) -> dict[
     return found
 
 
+def _by_sign(case: Case) -> str:
+    """An operation adds where the other subtracts, at one call of its line or at all of them."""
+    steps = _steps(case)
+    for node in (step for step in steps if step.op in ("neg", "add", "sub") and step.inputs):
+        same = [step.id for step in steps if (step.op, step.sources[:1]) == (node.op, node.sources[:1])]
+        for place in (0,) if node.op == "neg" else (1, 0):
+            edit = Edit({}, {place: np.negative})
+            if not any(case.reproduces({}, dict.fromkeys(some, edit)) for some in ([node.id], same)):
+                continue
+            given = next((i for i in node.inputs if place in _positions(node, i)), node.inputs[0])
+            what = _what(case.port.nodes[given])
+            if (node.op, place) == ("sub", 0):
+                return f"{_what(node)} has the other sign in the port"
+            return {
+                "neg": f"the port takes the negative of {what}, the reference does not",
+                "add": f"the port adds {what}, the reference subtracts it",
+                "sub": f"the port subtracts {what}, the reference adds it",
+            }[node.op]
+    return ""
+
+
 def _by_wiring(case: Case) -> str:
     """The port takes another tensor than the reference, which it has too."""
     mine, theirs = case.reference.nodes[case.t], case.port.nodes[case.j]
@@ -618,7 +642,8 @@ def _by_wiring(case: Case) -> str:
         known = all(case.alignment.is_matched(True, k) for k in other.inputs)
         if not known or _same_numbers(x, y) is not False:
             continue  # unknown, or arranged otherwise
-        if case.reproduces({}, _on(steps, i, lambda _, y=y: y)):
+        edits = _on(steps, i, lambda _, y=y: y)
+        if not edits.keys() & ancestors(case.port.nodes, other.id) and case.reproduces({}, edits):
             mine = _what(case.port.nodes[i])
             return f"the port takes {mine} where the reference takes what is the port's {_what(other)}"
     return ""
@@ -819,7 +844,8 @@ def _by_description(case: Case) -> str:
 
 
 def _described(case: Case, whole_line: bool) -> str:
-    ends = [_ends_of(case, port, whole_line) for port in (False, True)]
+    nodes = [_ends_of(case, port, whole_line) for port in (False, True)]
+    ends = [[value for _, value in some] for some in nodes]
     numbers = [n for trace in (case.reference, case.port) for n in trace.scalars if 0 < n < 0.1]
     for t, j in _pairs(case):
         x, y = case.reference.values.get(t), case.port.values.get(j)
@@ -828,25 +854,38 @@ def _described(case: Case, whole_line: bool) -> str:
         order = next((p for p in permutations(x.shape, y.shape) if distance(x.transpose(p), y) <= NEAR), None)
         if order is None:
             continue
-        mine = [(describe(x, end, tuple(range(x.ndim)), numbers), end.size) for end in ends[0]]
-        theirs = [(describe(y, end, order, numbers), end.size) for end in ends[1]]
+        mine = [(describe(x, end, tuple(range(x.ndim)), numbers), k) for k, end in nodes[0]]
+        theirs = [(describe(y, end, order, numbers), k) for k, end in nodes[1]]
         if fitted := _fit(ends[1][-1], ends[0][-1]):  # in another order of axes
             end = fitted[0].reshape(ends[0][-1].shape)
-            theirs.append((describe(x, end, tuple(range(x.ndim)), numbers), end.size))
+            theirs.append((describe(x, end, tuple(range(x.ndim)), numbers), nodes[1][-1][0]))
         mine, theirs = (
             [
-                (name, n)
-                for k, (name, n) in enumerate(both)
-                if name and (k == len(both) - 1 or not _is_part(name))
+                (name, k)
+                for place, (name, k) in enumerate(both)
+                if name and (place == len(both) - 1 or not _is_part(name))
             ]
             for both in (mine, theirs)
         )
         if {name for name, _ in mine} & {name for name, _ in theirs}:
             continue
-        for (a, n), (b, m) in itertools.product(reversed(mine), reversed(theirs)):
-            if n == m or a.split()[:2] == b.split()[:2]:
+        for (a, end), (b, other) in itertools.product(reversed(mine), reversed(theirs)):
+            same = case.reference.values[end].size == case.port.values[other].size
+            functions = {a, b} <= FUNCTIONS.keys()  # which other formulas have as steps
+            if (same and (not functions or _repairs(case, end, other))) or (
+                not same and a.split()[:2] == b.split()[:2]
+            ):
                 return f"the reference computes {a}, the port {b}"
     return ""
+
+
+def _repairs(case: Case, t: int, j: int) -> bool:
+    """Whether the reference's value in the place of the port's gives the rest, if that can be tried."""
+    if j >= case.j or j not in ancestors(case.port.nodes, case.j):
+        return True
+    value = case.port.values[j]
+    fitted = _fit(case.reference.values[t], value)
+    return fitted is None or case.reproduces({j: fitted[0].reshape(value.shape)})
 
 
 def _is_part(name: str) -> bool:
@@ -869,7 +908,7 @@ def _pairs(case: Case) -> list[tuple[int, int]]:
     return list(dict.fromkeys(found))[:8]
 
 
-def _ends_of(case: Case, port: bool, whole_line: bool) -> list[Array]:
+def _ends_of(case: Case, port: bool, whole_line: bool) -> list[tuple[int, Array]]:
     """Values behind the difference, and what convolutions take of them with their own zeros around."""
     trace, end = case.alignment.trace(port), case.j if port else case.t
     start = (case.finding.port if port else case.finding.reference) or 0
@@ -879,8 +918,9 @@ def _ends_of(case: Case, port: bool, whole_line: bool) -> list[Array]:
         for n in ways_out(trace.nodes, case.regions[port].nodes, start)
         if n <= end or (line and trace.nodes[n].sources[:1] == line)
     ][:WAYS]
-    found = [trace.values[n] for n in dict.fromkeys([*ways, end]) if n in trace.values]
-    return [*(_padded(trace, trace.nodes[n]) for n in ways if "conv" in trace.nodes[n].op), *found]
+    found = [(n, trace.values[n]) for n in dict.fromkeys([*ways, end]) if n in trace.values]
+    padded = [(n, _padded(trace, trace.nodes[n])) for n in ways if "conv" in trace.nodes[n].op]
+    return [*padded, *found]
 
 
 def _padded(trace: Trace, node: Node) -> Array:
@@ -901,9 +941,10 @@ def _by_indices(case: Case) -> str:
     for port in (False, True):
         trace = case.alignment.trace(port)
         behind = ancestors(trace.nodes, case.j if port else case.t) & case.regions[port].nodes
-        taken = {i for n in behind for i in (n, *trace.nodes[n].inputs)}
-        taken |= ancestors(trace.nodes, *(i for i in taken if trace.nodes[i].image))
-        taken = sorted(taken, reverse=True)
+        near = {i for n in behind for i in (n, *trace.nodes[n].inputs)}
+        near |= ancestors(trace.nodes, *(i for i in near if trace.nodes[i].image))
+        lookups = [trace.nodes[n] for n in near if trace.nodes[n].op in LOOKUPS]
+        taken = sorted(ancestors(trace.nodes, *(i for node in lookups for i in node.inputs)), reverse=True)
         arrays = [trace.values[i] for i in taken if i in trace.values and trace.values[i].dtype.kind in "iu"]
         ids = [trace.values[n.id] for n in trace.nodes if n.kind == "input" and n.dtype.startswith("int")]
         found.append(next((words for a in arrays[:NEARBY] if (words := describe_indices(a, ids))), ""))

@@ -82,8 +82,13 @@ def compare(
         say("training steps")
         first, second = comparison.models
         traces, factors = (comparison.reference, comparison.port), cotangents(comparison.reference)
-        found = compare_steps(first, second, traces, optimizers, factors, steps)
+        found, apart = compare_steps(first, second, traces, optimizers, factors, steps)
         comparison.result.differences += [found] if found else []
+        if not found and apart > EXACT:
+            comparison.result.notes.append(
+                f"training steps: parameters differ by up to {apart:.1e} of how far they moved; no more than "
+                "rounding to float32 may make"
+            )
         comparison.result.compared.append(f"{steps} training steps")
     comparison.result.seconds = time.perf_counter() - began
     return comparison.result

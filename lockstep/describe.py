@@ -167,7 +167,8 @@ def _rotations(x: Array, y: Array, order: tuple[int, ...]) -> Made:
             ("interleaved pairs", lambda v: (v[..., 0:n:2], v[..., 1:n:2])),  # noqa: B023
         ):
             (p, q), (r, s) = pair(a), pair(b)
-            if distance(p * p + q * q, r * r + s * s) <= EXACT and np.abs(p - r).max() > EXACT:
+            signs = distance(np.abs(a[..., :n]), np.abs(b[..., :n])) <= EXACT  # only those change
+            if distance(p * p + q * q, r * r + s * s) <= EXACT and not signs:
                 part = "" if n == x.shape[axis] else f" of the first {n}"
                 yield f"a rotation of {word}{part} along axis {order[axis]}", y
 

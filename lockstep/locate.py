@@ -106,7 +106,16 @@ def _repair(
     }
     for t, j, value in _candidates(reference, port, regions, bound, outputs, _orders(alignment, regions[1])):
         values = model.replay(port, {j: value})
-        right = sum(_is_in(values[n], goals) for n in wrong if n in values and n != j)
+        known = {n: port.nodes[n].fingerprint for n in values if alignment.matches[True].get(n)}
+        outside = [n for n in known if n not in regions[1].nodes]
+        if any((print_ := known[n]) is not None and not _is_in(values[n], print_[None]) for n in outside):
+            continue  # it changes what is right, such as the outputs where only the statistics differ
+        own, _ = fingerprint(value)  # what only repeats it is no evidence, as its maximum with zero
+        right = sum(
+            _is_in(values[n], goals) and not (own is not None and _is_in(values[n], own[None]))
+            for n in wrong
+            if n in values and n != j
+        )
         ends = all(_same(values.get(o), reference.values.get(e)) for e, o in outputs if o > j)
         score = right + (len(wrong) if ends else 0)
         if depth := _mended(port.nodes, j, regions[1].nodes, values, goals):

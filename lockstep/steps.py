@@ -171,7 +171,7 @@ def compare_steps(
     optimizers: tuple[Any, Any],
     cotangents: Mapping[str, np.ndarray],
     steps: int,
-) -> Difference | None:
+) -> tuple[Difference | None, float]:
     """Take training steps with both optimizers and compare the parameters after each.
 
     Args:
@@ -184,7 +184,9 @@ def compare_steps(
         steps: how many.
 
     Returns:
-        The first parameter that differs, with the cause if one setting explains every number.
+        The first parameter that differs, with the cause if one setting explains every number. And how far
+        equal ones are apart, of how far they moved: beyond rounding to float64 it is rounding to float32, as
+        of a schedule.
 
     Raises:
         UserError: an optimizer that is none, has other parameters, or cannot take a step alone.
@@ -198,6 +200,7 @@ def compare_steps(
     start = np.real(theirs.weights)
     history: list[tuple[Step, np.ndarray]] = []
     found: tuple[int, Leaf, float] | None = None
+    apart = 0.0
     for count, step in enumerate(
         reference_steps(reference, theirs, optimizers[0], cotangents, steps), start=1
     ):
@@ -207,21 +210,24 @@ def compare_steps(
             ids = numbers[leaf.start : leaf.stop]
             want = step.weights[ids]
             far, moved = np.abs(weights[leaf.start : leaf.stop] - want).max(), np.abs(want - start[ids]).max()
-            if far > NEAR * moved + NOISE * count * np.abs(want).max():
+            noise = NOISE * count * np.abs(want).max()
+            if far > NEAR * moved + noise:
                 found = count, leaf, far / (moved or np.inf)
                 break
+            apart = max(apart, float(far - noise) / (moved or np.inf))
     if found is None:
-        return None
+        return None, apart
     count, leaf, far = found
     other = theirs.leaf(int(numbers[leaf.start]))
     words = f"by {far:.1e} of how far it moved" if far else "though the reference's does not move"
-    return Difference(
+    difference = Difference(
         "parameter",
         f"after step {count} of {steps} {leaf.name} differs {words}; before, all were equal",
         Place(history[0][0].rule, other.name, other.shape),
         Place("Optax" if port.framework == "JAX" else "optimizer", leaf.name, leaf.shape),
         cause=explain(theirs, watched, numbers, history),
     )
+    return difference, apart
 
 
 @dataclass(frozen=True)

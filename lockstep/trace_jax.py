@@ -276,7 +276,8 @@ class Interpreter:
     def _bind(self, eqn: Any, values: list[Any], params: dict[str, Any]) -> Any:
         """JAX's own kernel."""
         arrays = [v if is_key(v) else jnp.asarray(v) for v in values]
-        out = eqn.primitive.bind(*arrays, **params)
+        with np.errstate(invalid="ignore"):  # JAX makes an integer of nan, where indices are out of range
+            out = eqn.primitive.bind(*arrays, **params)
         back = lambda x: x if is_key(x) else np.asarray(x)  # noqa: E731
         return [back(x) for x in out] if eqn.primitive.multiple_results else back(out)
 

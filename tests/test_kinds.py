@@ -323,7 +323,8 @@ CHANGED = {
             nn.utils.parametrizations.spectral_norm(nn.Linear(6, 8)), nn.Tanh(),
             nn.utils.parametrizations.spectral_norm(nn.Linear(8, 3)), nn.Tanh(),
         ), spectral,
-        {k: {"w": KERNEL.ravel()[: i * o].reshape(i, o), "b": np.zeros(o), "u": np.ones(o), "v": np.ones(i)}
+        {k: {"w": KERNEL.ravel()[: i * o].reshape(i, o), "b": np.zeros(o), "u": KERNEL[0, 0].ravel()[:o],
+             "v": KERNEL[1, 1].ravel()[:i]}
          for k, i, o in (("in", 6, 8), ("out", 8, 3))}, X,
     ),
     "equalised learning rate": (
@@ -375,3 +376,129 @@ def test_several_contracted_axes_in_any_order(make, names):
     port = lockstep.function(lambda p, x: jnp.einsum(names, x, p), weight)
     result = lockstep.compare(make(), port, x)
     assert result.equal, str(result)
+
+
+class Experts(nn.Module):
+    """Networks side by side, of which all are summed, or each row takes one (``chosen``)."""
+
+    def __init__(self, chosen=False):
+        super().__init__()
+        self.first, self.last = (
+            nn.ModuleList(nn.Linear(i, o) for _ in range(LAYERS)) for i, o in ((6, 5), (5, 2))
+        )
+        self.gate, self.chosen = nn.Linear(6, LAYERS, bias=False), chosen
+        self.scales = nn.ParameterList(nn.Parameter(torch.randn(2)) for _ in range(LAYERS))
+
+    def forward(self, x):
+        found, gate = torch.zeros(len(x), 2, dtype=x.dtype), self.gate(x).softmax(-1)
+        for e, (first, last, scale) in enumerate(zip(self.first, self.last, self.scales, strict=True)):
+            rows = torch.where(gate.argmax(-1) == e)[0] if self.chosen else slice(None)
+            found[rows] += gate[rows, e, None] * scale * last(first(x[rows]).relu())
+        return found
+
+
+def experts(p, x, chosen=False, slope=0.0):
+    gate = jax.nn.softmax(x @ p["gate"])
+    gate = jnp.where(gate == gate.max(-1, keepdims=True), gate, 0) if chosen else gate
+    y = jax.nn.leaky_relu(jnp.einsum("ti,eih->eth", x, p["w"]) + p["b"][:, None], slope)
+    y = p["scale"][:, None] * (jnp.einsum("eth,eho->eto", y, p["v"]) + p["c"][:, None])
+    return jnp.einsum("te,eto->to", gate, y)
+
+
+def ensemble(p, x):
+    """The same by `jax.vmap` over the members."""
+
+    def member(q, x):
+        return q["scale"] * (jax.nn.relu(x @ q["w"] + q["b"]) @ q["v"] + q["c"])
+
+    members = {name: value for name, value in p.items() if name != "gate"}
+    y = jax.vmap(lambda q: jax.vmap(lambda row: member(q, row))(x))(members)
+    return (jax.nn.softmax(x @ p["gate"]).T[..., None] * y).sum(0)
+
+
+def apart(p, x, order=(2, 3, 4, 5)):
+    return x[:, :2] @ p["x"] + x[:, np.array(order)] @ p["h"] + p["b"]
+
+
+EXPERTS = {
+    "w": np.ones((3, 6, 5)), "b": np.ones((3, 5)), "v": np.ones((3, 5, 2)), "c": np.ones((3, 2)),
+    "gate": np.ones((6, 3)), "scale": np.ones((3, 2)),
+}  # fmt: skip
+PARTS = {"x": np.zeros((2, 3)), "h": np.zeros((4, 3)), "b": np.zeros(3)}
+SIDE_BY_SIDE = {
+    "experts": (Experts, experts, EXPERTS),
+    "chosen experts": (partial(Experts, chosen=True), partial(experts, chosen=True), EXPERTS),
+    "ensemble": (Experts, ensemble, EXPERTS),
+    "apart": (partial(nn.Linear, 6, 3), apart, PARTS),
+}
+
+
+@pytest.mark.parametrize("kind", SIDE_BY_SIDE)
+def test_weights_that_one_side_has_in_one_and_the_other_in_parts(kind):
+    torch.manual_seed(0)
+    make, port, params = SIDE_BY_SIDE[kind]
+    result = lockstep.compare(make(), lockstep.function(port, params), X)
+    assert result.equal and not result.near, str(result)
+
+
+@pytest.mark.parametrize(
+    "kind, fault",
+    [("experts", {"slope": 0.01}), ("chosen experts", {"slope": 0.01}), ("apart", {"order": (3, 2, 4, 5)})],
+)
+def test_a_fault_beside_such_weights_is_found(kind, fault):
+    make, port, params = SIDE_BY_SIDE[kind]
+    result = lockstep.compare(make(), lockstep.function(partial(port, **fault), params), X)
+    assert not result.equal, str(result)
+
+
+def test_a_value_is_put_into_an_input():
+    """The port leaves out the norm of an input that two products take: one difference, not three."""
+
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.a, self.c = nn.LayerNorm(6), nn.Linear(6, 4), nn.Linear(6, 4)
+
+        def forward(self, x):
+            x = self.norm(x)
+            return self.a(x) * torch.tanh(self.c(x))
+
+    def port(p, x):
+        return (x @ p["a"] + p["ab"]) * jnp.tanh(x @ p["c"] + p["cb"])
+
+    params = {"a": np.ones((6, 4)), "ab": np.ones(4), "c": np.ones((6, 4)), "cb": np.ones(4)}
+    result = lockstep.compare(pairs.randomise(Normed()), lockstep.function(port, params), X)
+    assert len(result.differences) == 1 and "norm" in result.first.cause, str(result)
+
+
+def test_a_sign_is_named():
+    class Signed(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return torch.tanh(y), y.sum(-1) + x.sum(-1)
+
+    def negative(p, x):
+        y = x @ p["w"] + p["b"]
+        return jnp.tanh(y), x.sum(-1) - y.sum(-1)
+
+    params = {"w": np.ones((6, 3)), "b": np.ones(3)}
+    result = lockstep.compare(Signed(6, 3), lockstep.function(negative, params), X)
+    assert "subtracts" in result.first.cause, str(result)
+
+
+def test_rounding_of_the_optimizer_is_said():
+    """Optax adds epsilon inside Adagrad's root, PyTorch outside: beside 0.1 that is rounding."""
+    optax = pytest.importorskip("optax")
+    port = lockstep.function(lambda p, x: x @ p["w"] + p["b"], {"w": np.ones((6, 3)), "b": np.ones(3)})
+
+    def steps(epsilon):
+        optimizers = (
+            lambda parameters: torch.optim.Adagrad(
+                parameters, 0.05, initial_accumulator_value=0.1, eps=epsilon
+            ),
+            optax.adagrad(0.05, 0.1, epsilon),
+        )
+        return lockstep.compare(nn.Linear(6, 3), port, X, optimizers=optimizers)
+
+    assert "training steps" in " ".join(steps(1e-7).notes) and steps(1e-7).equal
+    assert not steps(1e-4).equal
