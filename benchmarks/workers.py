@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from math import prod
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -129,10 +130,11 @@ def _serve(
             began = time.perf_counter()
             result = getattr(made, method)(*arguments)
             connection.send((time.perf_counter() - began, result))
-    except (EOFError, BrokenPipeError):  # the parent is gone
+    except (EOFError, ConnectionError):  # the parent is gone
         return
     except Exception as error:
-        connection.send(explain(error))
+        with suppress(ConnectionError):
+            connection.send(explain(error))
 
 
 def environment(device: str, threads: int | None = None) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The training benchmark measures what it says; the figures depend on the machine and are not tested."""
 
 import importlib
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from benchmarks.training import (
     TrainingOptions,
     main,
 )
-from benchmarks.workers import Worker, convolution_flops
+from benchmarks.workers import Worker, _serve, convolution_flops
 from recipe.console import UserError
 from recipe.networks import Conv, get_network
 from recipe.recipes import get_recipe
@@ -151,6 +152,13 @@ def test_a_worker_has_its_own_environment_and_fails_in_one_line():
     with Worker("os", importlib.import_module, "os") as worker, pytest.raises(UserError, match="exit code 3"):
         worker.call("_exit", 3)
     assert "LOCKSTEP_TEST" not in os.environ
+
+
+@pytest.mark.parametrize("module", ["os", "missing"])
+def test_a_worker_whose_parent_is_gone_says_nothing(module):
+    ours, its = multiprocessing.Pipe()
+    ours.close()
+    _serve(its, importlib.import_module, (module,), None)
 
 
 @pytest.mark.slow
