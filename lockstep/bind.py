@@ -298,7 +298,8 @@ class Binder:
             _Slice(site.order, -1, site.role, part, None, site.name, prints=[some[k] for some in prints])
             for k, part in enumerate(site.ids[:, None] if contracted else site.ids)
         ]
-        family = self._family(self._candidates(slices[0]), count)
+        found = self._candidates(slices[0])
+        family = self._family(found[0], found, count) if found else []
         if not family and not contracted:
             return False
         for part in slices:
@@ -311,19 +312,22 @@ class Binder:
             site.columns += part.columns
         return True
 
-    def _family(self, found: list[Site], count: float) -> list[Site]:
-        """So many uses side by side that only a number in their names tells apart, as of experts; or none."""
-        path = _unnumbered(parts(found[0].name)[0]) if found else ()
-        alike = [
-            s for s in found if s.ids.shape == found[0].ids.shape and _unnumbered(parts(s.name)[0]) == path
-        ]
-        family = list({int(s.ids.flat[0]): s for s in reversed(alike)}.values())  # each weight's best use
-        if len(family) != count or count == 1:  # a fraction is no number of them
-            return []
-        family.sort(key=lambda s: s.order)
-        nodes = self.reference.nodes
-        behind = ancestors(nodes, family[-1].operand) if family[-1].operand is not None else set()
-        return [] if any(s.node in behind for s in family) else family
+    def _family(self, first: Site, found: list[Site], count: float) -> list[Site]:
+        """So many uses side by side that one number in their names tells apart, as of experts; or none."""
+        path, nodes = parts(first.name)[0], self.reference.nodes
+        paths = [(s, parts(s.name)[0]) for s in reversed(found) if s.ids.shape == first.ids.shape]
+        for place in (i for i, word in enumerate(path) if word.isdigit() and count != 1):
+            alike = [
+                s for s, p in paths if (*p[:place], *p[place + 1 :]) == (*path[:place], *path[place + 1 :])
+            ]
+            family = list({int(s.ids.flat[0]): s for s in alike}.values())  # each weight's best use
+            if len(family) != count:
+                continue
+            family.sort(key=lambda s: s.order)
+            behind = ancestors(nodes, family[-1].operand) if family[-1].operand is not None else set()
+            if not any(s.node in behind for s in family):
+                return family
+        return []
 
     def _pieces(self, site: Site) -> list[Site]:
         """Uses of the reference that a use consists of, or is a piece of: their rows meet the same numbers.
@@ -378,7 +382,7 @@ class Binder:
         columns, ids, shared = [], [], None
         size = site.ids.shape[2]
         if size > found[0].ids.shape[2]:
-            families = (self._family(found[k:], size / s.ids.shape[2]) for k, s in enumerate(found))
+            families = (self._family(s, found, size / s.ids.shape[2]) for s in found)
             found = next(filter(None, families), found)
         for other in found:
             taken = self.taken[int(self.sure)][other.ids[0]].any(0)
