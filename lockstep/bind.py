@@ -105,6 +105,7 @@ class Binder:
                 seen.add(key)
                 self.first.append(site)
         self.upstream = {"reference": [], "port": []}
+        self.row_prints: dict[tuple[int | None, int], list[np.ndarray]] = {}  # the reference's
         if before is None:
             self._bind_constants()
         else:
@@ -359,15 +360,18 @@ class Binder:
 
     def _longest(self, site: Site, mine: np.ndarray) -> list[tuple[Site, np.ndarray]]:
         """The reference's uses with the most rows in a row that meet the same numbers, and those rows."""
-        found = []
+        found, whole = [], _by_row(site)
         for other in self.first:
             ids = _by_row(other) if other.role == site.role else np.zeros(0)
             values = self.reference.values.get(other.operand) if other.operand is not None else None
-            if not ids.size or ids.shape[2:] != _by_row(site).shape[2:] or values is None:
+            if not ids.size or ids.shape[2:] != whole.shape[2:] or values is None:
                 continue
-            if other.role == "conv" and ids.shape[1:] != _by_row(site).shape[1:]:
+            if other.role == "conv" and ids.shape[1:] != whole.shape[1:]:
                 continue
-            for theirs in _row_prints(values, len(ids)):
+            key = (other.operand, len(ids))
+            if key not in self.row_prints:
+                self.row_prints[key] = list(_row_prints(values, len(ids)))
+            for theirs in self.row_prints[key]:
                 for start in np.flatnonzero(_alike(theirs, mine[:1])):
                     n = min(len(mine), len(theirs) - start)
                     same = _alike(theirs[start : start + n], mine[:n])
